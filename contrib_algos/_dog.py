@@ -1,0 +1,169 @@
+"""DoG: the step size is the distance travelled over the gradients met."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from contrib_core import (
+    AbstractState,
+    AbstractTransform,
+    add_decayed_weights,
+    chain,
+    check_nonnegative,
+    check_positive,
+    Extra,
+    Flag,
+    P,
+    RealLike,
+    RealOrSchedule,
+    Scalar,
+    scale,
+    Tree,
+    tree,
+)
+
+
+class DoGState(AbstractState[P]):
+    """State of [`contrib_algos.DoG`][]."""
+
+    first_step: Flag  # No step has moved the parameters yet.
+    init_params: P  # x_0
+    estim_dist: Scalar  # \bar r_t, in units of the parameters
+    sum_sq_norm_grads: Scalar  # G_t, in units of the gradients squared
+
+
+class DoG(AbstractTransform[DoGState[Tree]]):
+    r"""Distance over Gradients.
+
+    $$\bar r_t = \max(\bar r_{t-1}, \|x_t - x_0\|), \quad
+      G_t = G_{t-1} + \|g_t\|^2, \quad
+      x_{t+1} = x_t - \frac{\bar r_t}{\sqrt{G_t + \epsilon}}\, g_t$$
+
+    with $\bar r_{-1} = r_\text{rel} (1 + \|x_0\|)$. Equivariant to translations (but
+    for $\|x_0\|$ in $\bar r_{-1}$) and rotations, and with $\epsilon = 0$ invariant to
+    the scale of the gradients. Partition-invariant: how coordinates are split into
+    leaves does not matter.
+
+    ??? cite "Reference"
+
+        Ivgi, Hinder, Carmon, *DoG is SGD's Best Friend: A Parameter-Free Dynamic Step
+        Size Schedule*, arXiv 2302.12022, equations (1) and (2).
+
+    **Arguments:**
+
+    - `reps_rel`: first movement relative to $1 + \|x_0\|$, dimensionless. The authors
+        advise 1e-6, and 1e-4 for models with batch normalisation.
+    - `eps`: added to the sum of squared gradient norms, in units of its own.
+    - `init_learning_rate`: step size as long as nothing has moved, in units of
+        parameters over gradients; then $\bar r_{-1} = 0$ and `reps_rel` is not used.
+
+    **Raises:** `ValueError` if an argument is negative or `init_learning_rate` is 0.
+
+    **Differences from optax.contrib and from the paper:**
+
+    - With `init_learning_rate`, optax uses it at step 0 only. If that step is null (a
+        zero gradient, a warm-up from 0), its distance, and so every later step, stays 0
+        for ever. Here it is used until the parameters have moved.
+    - $0/0$, where `eps` is 0 and no gradient has come yet, is a step of 0.
+    - Statistics are float32 or wider whatever the parameters are. First steps are of
+        relative size 1e-6, below the resolution of bfloat16 and float16: wrap DoG in
+        `contrib_wrappers.master_weights` to train parameters of these dtypes.
+    - The authors evaluate an average of the iterates.
+    """
+
+    reps_rel: RealLike = 1e-6
+    eps: RealLike = 1e-8
+    init_learning_rate: RealLike | None = None
+
+    def __post_init__(self):
+        check_nonnegative(self, "reps_rel", "eps")
+        check_positive(self, "init_learning_rate")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The parameters, whose distance from the start it measures."""
+        return frozenset({"params"})
+
+    def start(self, params: Tree) -> DoGState[Tree]:
+        dist = (
+            self.reps_rel * (1 + tree.norm(params))
+            if self.init_learning_rate is None
+            else 0.0
+        )
+        return DoGState(
+            first_step=jnp.asarray(True),
+            init_params=params,
+            estim_dist=tree.scalar(dist, like=params),
+            sum_sq_norm_grads=tree.scalar(0, like=params),
+        )
+
+    def step(
+        self, grads: Tree, state: DoGState[Tree], params: Tree, extra: Extra
+    ) -> tuple[Tree, DoGState[Tree]]:
+        dist = jnp.sqrt(tree.sq_dist(params, state.init_params))
+        max_dist = jnp.maximum(state.estim_dist, dist)
+        sum_sq = state.sum_sq_norm_grads + tree.sq_norm(grads)
+        step_size = tree.divide(max_dist, jnp.sqrt(sum_sq + self.eps))
+        unmoved = dist == 0
+        if self.init_learning_rate is not None:
+            step_size = jnp.where(unmoved, self.init_learning_rate, step_size)
+        new_state = DoGState(
+            first_step=unmoved,
+            init_params=state.init_params,
+            estim_dist=max_dist,
+            sum_sq_norm_grads=tree.finite(sum_sq),
+        )
+        return tree.scale(-step_size, grads), new_state
+
+    def metrics(self, state: DoGState[Tree]) -> dict[str, Scalar]:
+        """`dog/distance`: $\\bar r_t$; `dog/step_size`: $\\bar r_t / \\sqrt{G_t +
+        \\epsilon}$, the last one taken."""
+        root = jnp.sqrt(state.sum_sq_norm_grads + self.eps)
+        return {
+            "dog/distance": state.estim_dist,
+            "dog/step_size": tree.divide(state.estim_dist, root),
+        }
+
+
+def dog(
+    learning_rate: RealOrSchedule = 1.0,
+    reps_rel: RealLike = 1e-6,
+    eps: RealLike = 1e-8,
+    init_learning_rate: RealLike | None = None,
+    weight_decay: RealLike | None = None,
+    mask: Any = None,
+) -> AbstractTransform:
+    """[`contrib_algos.DoG`][] with weight decay before it and a learning rate behind.
+
+    **Arguments:**
+
+    - `learning_rate`: dimensionless factor or schedule; 1 is the method of the paper.
+    - `reps_rel`, `eps`, `init_learning_rate`: as for [`contrib_algos.DoG`][].
+    - `weight_decay`: `weight_decay * params` is added to the gradients.
+    - `mask`: which leaves decay, as for [`contrib_core.masked`][].
+
+    !!! example
+
+        ```python
+        >>> import jax, jax.numpy as jnp
+        >>> from contrib_algos import dog
+        >>> f = lambda x: jnp.sum(x**2)
+        >>> opt = dog()
+        >>> x = jnp.array([1.0, 2.0, 3.0])
+        >>> state = opt.init(x)
+        >>> for _ in range(5):
+        ...     updates, state = opt.update(jax.grad(f)(x), state, x)
+        ...     x = x + updates
+        >>> print(f"{f(x):.3f}")
+        14.000
+
+        ```
+    """
+    decay = [] if weight_decay is None else [add_decayed_weights(weight_decay, mask)]
+    rate = [] if _is_one(learning_rate) else [scale(learning_rate)]
+    rule = DoG(reps_rel, eps, init_learning_rate)
+    return chain(*decay, rule, *rate)
+
+
+def _is_one(factor: RealOrSchedule) -> bool:
+    return isinstance(factor, int | float) and factor == 1

@@ -1,0 +1,26 @@
+"""Gradients of unit norm."""
+
+import jax.numpy as jnp
+from contrib_core import AbstractTransform, Extra, Tree, tree
+
+
+class Normalize(AbstractTransform[None]):
+    r"""$g / \|g\|$, and 0 where $g = 0$.
+
+    The norm is over all leaves, in one pass: its square must be representable. Float32
+    gradients of norms below 1e-19 or above 1e19 give 0.
+    """
+
+    def start(self, params: Tree) -> None:
+        return None
+
+    def step(
+        self, grads: Tree, state: None, params: Tree, extra: Extra
+    ) -> tuple[Tree, None]:
+        norm = jnp.sqrt(tree.sq_norm(grads))
+        return tree.scale(tree.divide(jnp.ones_like(norm), norm), grads), None
+
+
+def normalize() -> Normalize:
+    """Scales gradients to unit norm: [`contrib_algos.Normalize`][]."""
+    return Normalize()

@@ -1,0 +1,55 @@
+"""Typed transforms over pytrees: protocols, tree maths, composition."""
+
+from . import tree as tree
+from ._boundary import in_precision as in_precision
+from ._checks import (
+    check_fraction as check_fraction,
+    check_nonnegative as check_nonnegative,
+    check_positive as check_positive,
+)
+from ._combine import (
+    add_decayed_weights as add_decayed_weights,
+    AddDecayedWeights as AddDecayedWeights,
+    apply_updates as apply_updates,
+    Chain as Chain,
+    chain as chain,
+    Scale as Scale,
+    scale as scale,
+    scale_by_learning_rate as scale_by_learning_rate,
+    ScaleState as ScaleState,
+)
+from ._coordinates import (
+    AbstractCoordinateChange as AbstractCoordinateChange,
+    AbstractInnerState as AbstractInnerState,
+    Masked as Masked,
+    masked as masked,
+    MaskedState as MaskedState,
+)
+from ._optax import (
+    as_transform as as_transform,
+    FromOptax as FromOptax,
+    to_optax as to_optax,
+)
+from ._schedule import (
+    at as at,
+    debias as debias,
+    increment as increment,
+    LinearWarmup as LinearWarmup,
+    zero_count as zero_count,
+)
+from ._state import AbstractState as AbstractState, Extra as Extra
+from ._transform import (
+    AbstractTransform as AbstractTransform,
+    Transform as Transform,
+)
+from ._types import (
+    Count as Count,
+    Flag as Flag,
+    P as P,
+    RealLike as RealLike,
+    RealOrSchedule as RealOrSchedule,
+    S as S,
+    Scalar as Scalar,
+    Schedule as Schedule,
+    Tree as Tree,
+)

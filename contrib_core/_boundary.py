@@ -1,0 +1,181 @@
+"""The boundary between users and rules: conversions and checks at trace time.
+
+Users bring equinox models, NumPy arrays, partial gradients and mistakes; a rule sees
+trees of floating-point arrays that fit each other. Nothing here runs in compiled code.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from . import tree
+from ._errors import at, first_difference, leaves_with_path
+from ._types import Scalar, Tree
+
+
+T = TypeVar("T")
+
+
+def trainable(x: PyTree[Any]) -> Tree:
+    """The inexact arrays of `x` as JAX arrays of their own; `None` for other leaves."""
+    return jax.tree.map(_array_or_none, x)
+
+
+def _array_or_none(leaf: Any) -> Array | None:
+    if not eqx.is_inexact_array(leaf):
+        return None
+    # Copied, because on CPU an array may otherwise live in NumPy's memory.
+    return leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
+
+
+def in_precision(transform: T, like: PyTree[Any]) -> T:
+    """`transform` with its real array hyperparameters, strongly typed, in the
+    accumulator dtype of `like`, so that they never promote what they are used with."""
+
+    def leaf(x: Any) -> Any:
+        if eqx.is_inexact_array(x) and not jnp.iscomplexobj(x):
+            return lax.convert_element_type(x, dtype)
+        return x
+
+    dtype = tree.accumulator_dtype(like)
+    return jax.tree.map(leaf, transform)
+
+
+def own_buffers(state: T, inputs: PyTree[Any]) -> T:
+    """`state` with a copy of every array that is in `inputs`, or in it twice, so that
+    it can be donated together with the inputs."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(inputs)}
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, jax.Array) and id(x) in seen:
+            x = jnp.copy(x)
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(leaf, state)
+
+
+def check_gradients(who: str, grads: Tree, params: Tree) -> None:
+    """Raises `ValueError` unless `grads` fits `params` leaf by leaf."""
+    if jax.tree.structure(grads) != jax.tree.structure(params):
+        raise ValueError(_misfit(who, grads, params))
+    pairs = zip(leaves_with_path(params), leaves_with_path(grads), strict=True)
+    for (path, p), (_, g) in pairs:
+        if p is None:
+            continue
+        if p.shape != g.shape:
+            raise ValueError(
+                f"{who}.update: at {at(path)} the gradient has shape {g.shape}, the "
+                f"parameter {p.shape}."
+            )
+        if jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
+            raise ValueError(
+                f"{who}.update: at {at(path)} the gradient is {g.dtype}, the parameter "
+                f"{p.dtype}: either both are complex or neither is."
+            )
+
+
+def _misfit(who: str, grads: Tree, params: Tree) -> str:
+    where = first_difference(params, grads)
+    wanted = dict(leaves_with_path(params))
+    given = dict(leaves_with_path(grads))
+    for path, p in wanted.items():
+        if p is not None and path in given and given[path] is None:
+            return (
+                f"{who}.update: the parameter at {at(path)} ({p.dtype}{list(p.shape)}) "
+                "has no gradient. Differentiate all of them, `grads = "
+                "eqx.filter_grad(loss)(model)`; to train only some, give both `init` "
+                "and `update` those, `eqx.filter(model, spec)`."
+            )
+    for path, g in given.items():
+        if g is not None and path in wanted and wanted[path] is None:
+            return (
+                f"{who}.update: there is a gradient at {at(path)}, but the parameter "
+                "there is not a floating-point array, so that `init` set it aside. "
+                "Make it one, `jnp.asarray(x)`, or leave it out of the gradients."
+            )
+    return (
+        f"{who}.update: gradients and parameters differ in structure at {where}. Call "
+        "`opt.update(grads, state, params)`, with `grads` as `jax.grad` or "
+        "`eqx.filter_grad` return them for these params."
+    )
+
+
+def check_given(who: str, needs: frozenset[str], given: dict[str, Any]) -> None:
+    """Raises `ValueError` for the first of `needs` that was not given."""
+    for name in sorted(needs):
+        if given.get(name) is None:
+            raise ValueError(
+                f"{who}.update needs `{name}`: call "
+                f"`{_call(needs)}`, where {_MEANING[name]}."
+            )
+
+
+_MEANING = {
+    "params": "`params` are the parameters that the gradients were taken at",
+    "value": "`value=loss` is the loss at `params`",
+    "grad_fn": "`grad_fn(params, i)` returns the gradients at other parameters",
+    "key": "`key` is a fresh random key",
+}
+
+
+def _call(needs: frozenset[str]) -> str:
+    values = {"value": "loss", "grad_fn": "grad_fn", "key": "key"}
+    named = "".join(f", {k}={v}" for k, v in values.items() if k in needs)
+    return f"opt.update(grads, state, params{named})"
+
+
+def scalar_value(who: str, value: Any, like: Tree) -> Scalar | None:
+    """The loss as a scalar; raises `ValueError` if it is not one real number."""
+    if value is None:
+        return None
+    if jnp.shape(value) != () or jnp.iscomplexobj(value):
+        raise ValueError(
+            f"{who}.update: `value` must be one real number, the loss at `params`; got "
+            f"shape {jnp.shape(value)}, {jnp.result_type(value)}."
+        )
+    return tree.scalar(value, like)
+
+
+def raw_grad_fn(
+    grad_fn: Callable[..., Any] | None, model: PyTree[Any]
+) -> Callable[..., Tree] | None:
+    """The user's `grad_fn` of a raw model as a function of its trainable leaves."""
+    if grad_fn is None:
+        return None
+    fixed = jax.tree.map(lambda x: None if eqx.is_inexact_array(x) else x, model)
+
+    def of_trainable(params: Tree, *args: Any) -> Tree:
+        return trainable(grad_fn(eqx.combine(params, fixed), *args))
+
+    return of_trainable
+
+
+def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:
+    """Raises `ValueError` unless `new` has the type of `old`: structure, shapes, dtypes
+    and weak types. State that drifts retraces every step, or breaks `lax.scan`."""
+    if where := first_difference(old, new):
+        raise ValueError(
+            f"{who}.update: the new state differs from the old at {where}."
+        )
+    for (path, a), (_, b) in zip(
+        leaves_with_path(old), leaves_with_path(new), strict=True
+    ):
+        if _type_of(a) != _type_of(b):
+            raise ValueError(
+                f"{who}.update: the state drifts at {at(path)}, from {_type_of(a)} to "
+                f"{_type_of(b)}. Keep statistics in the dtypes that `init` gave them."
+            )
+
+
+def _type_of(x: Any) -> str:
+    if not isinstance(x, jax.Array | np.ndarray | np.generic):
+        return type(x).__name__
+    weak = ", weakly typed" if getattr(x, "weak_type", False) else ""
+    return f"{x.dtype}{list(x.shape)}{weak}"

@@ -1,0 +1,158 @@
+"""Composition, and the small transforms that recipes are composed of."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from . import tree
+from ._checks import check_nonnegative
+from ._coordinates import masked
+from ._optax import as_transform
+from ._schedule import at, increment, zero_count
+from ._state import AbstractState, Extra
+from ._transform import AbstractTransform, Transform
+from ._types import Count, P, RealLike, RealOrSchedule, Scalar, Tree
+
+
+class Chain(AbstractTransform[tuple[Any, ...]]):
+    """Transforms in sequence: the updates of one are the gradients of the next.
+
+    Its state is the tuple of theirs.
+    """
+
+    transforms: tuple[AbstractTransform, ...]
+
+    def __init__(self, *transforms: Transform):
+        self.transforms = tuple(as_transform(t) for t in transforms)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of them needs."""
+        return frozenset().union(*(t.needs for t in self.transforms))
+
+    def start(self, params: Tree) -> tuple[Any, ...]:
+        return tuple(t.start(params) for t in self.transforms)
+
+    def step(
+        self, grads: Tree, state: tuple[Any, ...], params: Tree, extra: Extra
+    ) -> tuple[Tree, tuple[Any, ...]]:
+        new_states = []
+        for transform, inner_state in zip(self.transforms, state, strict=True):
+            grads, new_state = transform.step(grads, inner_state, params, extra)
+            new_states.append(new_state)
+        return grads, tuple(new_states)
+
+    def eval_point(self, state: tuple[Any, ...], params: Tree) -> Tree:
+        for transform, inner_state in zip(self.transforms, state, strict=True):
+            params = transform.eval_point(inner_state, params)
+        return params
+
+    def metrics(self, state: tuple[Any, ...]) -> dict[str, Scalar]:
+        """Those of all; a name met before is prefixed by its transform's index."""
+        merged: dict[str, Scalar] = {}
+        for i, (t, inner) in enumerate(zip(self.transforms, state, strict=True)):
+            for name, x in t.metrics(inner).items():
+                merged[f"{i}/{name}" if name in merged else name] = x
+        return merged
+
+
+def chain(*transforms: Transform) -> AbstractTransform:
+    """[`contrib_core.Chain`][] as a monoid: nested chains are flattened, so that it is
+    associative; `chain()` is the identity, and `chain(t)` is `t`.
+
+    **Raises:** `TypeError` for anything that is not a transform, ours or optax's.
+    """
+    flat: list[AbstractTransform] = []
+    for t in map(as_transform, transforms):
+        flat.extend(t.transforms if isinstance(t, Chain) else [t])
+    return flat[0] if len(flat) == 1 else Chain(*flat)
+
+
+class ScaleState(AbstractState[P]):
+    """State of [`contrib_core.Scale`][]."""
+
+    count: Count  # For schedules; it stays 0 under a constant factor.
+
+
+class Scale(AbstractTransform[ScaleState]):
+    """Multiplies by `factor`: a number, or a schedule of the step count from 0."""
+
+    factor: RealOrSchedule
+    negate: bool = eqx.field(default=False, static=True)
+
+    def start(self, params: Tree) -> ScaleState:
+        return ScaleState(zero_count())
+
+    def step(
+        self, grads: Tree, state: ScaleState, params: Tree, extra: Extra
+    ) -> tuple[Tree, ScaleState]:
+        factor, count = self.factor, state.count
+        if callable(factor):
+            factor, count = at(factor, count, like=grads), increment(count)
+        scaled = tree.scale(-factor if self.negate else factor, grads)
+        return scaled, ScaleState(count)
+
+
+def scale(factor: RealOrSchedule) -> Scale:
+    """Multiplies updates by `factor`, a dimensionless number or schedule."""
+    return Scale(factor)
+
+
+def scale_by_learning_rate(learning_rate: RealOrSchedule) -> Scale:
+    """Multiplies by minus the learning rate: turns a direction of ascent, such as a
+    gradient, into a step of descent."""
+    return Scale(learning_rate, negate=True)
+
+
+class AddDecayedWeights(AbstractTransform[None]):
+    """Adds `rate * params` to the gradients.
+
+    Before a rule that is L2 regularisation; behind its preconditioner, decoupled weight
+    decay (Loshchilov & Hutter, arXiv 1711.05101).
+    """
+
+    rate: RealLike
+
+    def __post_init__(self):
+        check_nonnegative(self, "rate")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The parameters, which it adds."""
+        return frozenset({"params"})
+
+    def start(self, params: Tree) -> None:
+        return None
+
+    def step(
+        self, grads: Tree, state: None, params: Tree, extra: Extra
+    ) -> tuple[Tree, None]:
+        return tree.axpy(self.rate, params, grads), None
+
+
+def add_decayed_weights(rate: RealLike, mask: Any = None) -> AbstractTransform:
+    """Adds `rate * params` to the gradients of the leaves that `mask` selects.
+
+    **Arguments:**
+
+    - `rate`: at least 0, in units of gradients over parameters.
+    - `mask`: as for [`contrib_core.masked`][]; by default every leaf.
+    """
+    decay = AddDecayedWeights(rate)
+    return decay if mask is None else masked(decay, mask)
+
+
+def apply_updates(params: PyTree[Any], updates: PyTree[Any]) -> PyTree[Any]:
+    """`params + updates`, added in the accumulator dtype and rounded once.
+
+    Leaves whose update is `None`, such as the functions of a raw equinox model, stay as
+    they are.
+    """
+
+    def leaf(u: Any, p: Any) -> Any:
+        return p if u is None else tree.add(jnp.asarray(p), u)
+
+    return jax.tree.map(leaf, updates, params, is_leaf=lambda u: u is None)

@@ -1,0 +1,162 @@
+"""Changes of coordinates: an inner transform that sees the parameters differently."""
+
+import abc
+import functools as ft
+import inspect
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from equinox import AbstractVar
+from jaxtyping import PyTree
+
+from ._boundary import in_precision
+from ._errors import at, first_difference
+from ._optax import as_transform
+from ._state import AbstractState, Extra
+from ._transform import AbstractTransform, Transform
+from ._types import P, Scalar, Tree
+
+
+class AbstractInnerState(AbstractState[P]):
+    """A state that holds that of an inner transform, and nothing else."""
+
+    inner_state: AbstractVar[Any]
+
+
+class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
+    """Runs `inner` in other coordinates of the same vector.
+
+    Authors say how parameters and gradients are written in the new coordinates and how
+    the result is read back; everything else follows: extras are translated (`grad_fn`
+    too), metrics and evaluation points passed through.
+    """
+
+    inner: AbstractVar[AbstractTransform]
+
+    @abc.abstractmethod
+    def encode(self, params: Tree) -> Tree:
+        """Parameters in the coordinates of `inner`."""
+
+    @abc.abstractmethod
+    def encode_grads(self, grads: Tree) -> Tree:
+        """Gradients in the coordinates of `inner`."""
+
+    @abc.abstractmethod
+    def decode(self, inner: Tree, like: Tree) -> Tree:
+        """The tree that `inner` encodes; what it does not cover is that of `like`."""
+
+    @abc.abstractmethod
+    def wrap(self, inner_state: Any) -> AbstractInnerState:
+        """The state of this transform that holds `inner_state`."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `inner` needs."""
+        return self.inner.needs
+
+    def start(self, params: Tree) -> AbstractInnerState:
+        coordinates = self.encode(params)
+        inner = in_precision(self.inner, coordinates)
+        return self.wrap(inner.start(coordinates))
+
+    def step(
+        self, grads: Tree, state: AbstractInnerState, params: Tree, extra: Extra
+    ) -> tuple[Tree, AbstractInnerState]:
+        inner_grads = self.encode_grads(grads)
+        inner_params = None if params is None else self.encode(params)
+        like = (inner_grads, inner_params)
+        updates, inner_state = in_precision(self.inner, like).step(
+            inner_grads, state.inner_state, inner_params, self._translate(extra, params)
+        )
+        return self.decode(updates, like=grads), self.wrap(inner_state)
+
+    def _translate(self, extra: Extra, params: Tree) -> Extra:
+        grad_fn = extra.grad_fn
+        if grad_fn is None:
+            return extra
+
+        def inner_grad_fn(inner: Tree, *args: Any) -> Tree:
+            return self.encode_grads(grad_fn(self.decode(inner, like=params), *args))
+
+        return Extra(extra.value, inner_grad_fn, extra.key, extra.rest)
+
+    def eval_point(self, state: AbstractInnerState, params: Tree) -> Tree:
+        point = self.inner.eval_point(state.inner_state, self.encode(params))
+        return self.decode(point, like=params)
+
+    def metrics(self, state: AbstractInnerState) -> dict[str, Scalar]:
+        return self.inner.metrics(state.inner_state)
+
+
+class MaskedState(AbstractInnerState[P]):
+    """State of [`contrib_core.Masked`][]."""
+
+    inner_state: Any
+
+
+class Masked(AbstractCoordinateChange):
+    """Applies `inner` to the leaves that `mask` selects; the others pass unchanged."""
+
+    inner: AbstractTransform = eqx.field(converter=as_transform)
+    mask: PyTree[Any]
+
+    def encode(self, params: Tree) -> Tree:
+        return self._select(params)
+
+    def encode_grads(self, grads: Tree) -> Tree:
+        return self._select(grads)
+
+    def decode(self, inner: Tree, like: Tree) -> Tree:
+        return eqx.combine(inner, like)
+
+    def wrap(self, inner_state: Any) -> MaskedState[Tree]:
+        return MaskedState(inner_state)
+
+    def _select(self, x: Tree) -> Tree:
+        mask = self.mask(x) if _is_plain_function(self.mask) else self.mask
+        jax.tree_util.tree_map_with_path(_check_mask_leaf, mask)
+        if _is_prefix(mask, x):
+            return jax.tree.map(_subtree_or_none, mask, x)
+        raise ValueError(
+            "masked: the mask must be a prefix of the parameters, with a bool for each "
+            f"leaf or subtree; they differ at {first_difference(x, mask)}."
+        )
+
+
+def masked(inner: Transform, mask: PyTree[Any]) -> Masked:
+    """Applies `inner` to a part of the parameters; the other gradients pass unchanged.
+
+    **Arguments:**
+
+    - `inner`: a transform, ours or optax's.
+    - `mask`: a tree of bools that is a prefix of the parameters, or a plain function
+        from parameters to such a tree. Equinox models are trees, callable or not.
+
+    **Raises:** `ValueError`, when first used, if the mask does not fit or is traced.
+    """
+    return Masked(inner, mask)
+
+
+def _is_plain_function(x: Any) -> bool:
+    return inspect.isroutine(x) or isinstance(x, ft.partial)
+
+
+def _check_mask_leaf(path: tuple[Any, ...], leaf: Any) -> None:
+    if not isinstance(leaf, bool | np.bool_):
+        raise ValueError(
+            f"masked: the mask at {at(path)} must be a Python bool, not {leaf!r}."
+        )
+
+
+def _is_prefix(mask: PyTree[Any], x: Tree) -> bool:
+    try:
+        jax.tree.map(lambda *_: None, mask, x)
+    except ValueError:
+        return False
+    return True
+
+
+def _subtree_or_none(keep: bool, subtree: Tree) -> Tree:
+    return subtree if keep else jax.tree.map(lambda _: None, subtree)

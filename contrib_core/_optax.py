@@ -1,0 +1,102 @@
+"""Interop with optax, which is imported only where it is asked for."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TYPE_CHECKING
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+from jax import lax
+
+from ._state import Extra
+from ._transform import AbstractTransform, Transform
+from ._types import Tree
+
+
+if TYPE_CHECKING:
+    import optax
+
+
+class FromOptax(AbstractTransform[Any]):
+    """An optax transformation as a transform.
+
+    Its closures become pytrees, so that hyperparameters inside them can be swept by
+    `eqx.filter_vmap`; its state is made strongly typed, so that it can be scanned over.
+    Extras go to transformations that take them. Optax mixes dtypes, so it runs under
+    standard promotion whatever the mode around it.
+    """
+
+    init_fn: Callable[..., Any]
+    update_fn: Callable[..., Any]
+    takes_extras: bool = eqx.field(static=True)
+
+    def __init__(self, transformation: Transform):
+        parameters = inspect.signature(transformation.update).parameters.values()
+        self.takes_extras = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.init_fn = eqxi.closure_to_pytree(transformation.init)
+        self.update_fn = eqxi.closure_to_pytree(transformation.update)
+
+    def start(self, params: Tree) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return _strongly_typed(self.init_fn(params))
+
+    def step(
+        self, grads: Tree, state: Any, params: Tree, extra: Extra
+    ) -> tuple[Tree, Any]:
+        extras = extra.as_kwargs() if self.takes_extras else {}
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new_state = self.update_fn(grads, state, params, **extras)
+        return updates, _strongly_typed(new_state)
+
+
+def _strongly_typed(state: Any) -> Any:
+    def leaf(x: Any) -> Any:
+        weak = isinstance(x, jax.Array) and x.weak_type
+        return lax.convert_element_type(x, x.dtype) if weak else x
+
+    return jax.tree.map(leaf, state)
+
+
+def as_transform(t: Any) -> AbstractTransform:
+    """`t` itself if it is one of ours, and [`contrib_core.FromOptax`][] of it if it has
+    `init` and `update` like an `optax.GradientTransformation`.
+
+    **Raises:** `TypeError` for anything else.
+    """
+    if isinstance(t, AbstractTransform):
+        return t
+    if isinstance(t, type):
+        raise TypeError(f"{t.__name__} is a class: pass an instance, `{t.__name__}()`.")
+    if callable(getattr(t, "init", None)) and callable(getattr(t, "update", None)):
+        return FromOptax(t)
+    hint = (
+        "call it: the transform is what it returns"
+        if callable(t)
+        else (
+            "a transform has `init` and `update`, as `adam(1e-3)` or `optax.adam(1e-3)`"
+        )
+    )
+    raise TypeError(f"{t!r} is not a transform; {hint}.")
+
+
+def to_optax(transform: Transform) -> "optax.GradientTransformationExtraArgs":
+    """`transform` as an optax transformation, for `optax.chain`, `optax.MultiSteps`,
+    flax's `TrainState`, `optimistix.OptaxMinimiser` and the like.
+
+    **Raises:** `ImportError` without optax, saying which extra brings it.
+    """
+    try:
+        import optax
+    except ImportError as error:
+        raise ImportError(
+            'to_optax needs optax: pip install "contrib-algebra[optax]".'
+        ) from error
+    inner = as_transform(transform)
+    # Plain functions, because optax's containers compare and hash what they hold.
+    return optax.GradientTransformationExtraArgs(
+        lambda params: inner.init(params),
+        lambda updates, state, params=None, **extra: inner.update(
+            updates, state, params, **extra
+        ),
+    )

@@ -1,0 +1,54 @@
+"""Hyperparameters that change over time, step counts, and what is computed of them."""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from . import tree
+from ._types import Count, RealLike, RealOrSchedule, Scalar
+
+
+def at(value: RealOrSchedule, count: Count, like: PyTree) -> Scalar:
+    """A hyperparameter at step `count`, in the accumulator dtype of `like`."""
+    return tree.scalar(value(count) if callable(value) else value, like)
+
+
+def zero_count() -> Count:
+    """The count before the first step."""
+    return jnp.zeros((), jnp.int32)
+
+
+def increment(count: Count) -> Count:
+    """The next count; it stays at the largest int32 instead of wrapping around."""
+    largest = jnp.iinfo(jnp.int32).max
+    return jnp.where(count < largest, count + 1, largest)
+
+
+def debias(decay: RealLike, count: Count, like: PyTree) -> Scalar:
+    """`1 - decay^count`: the weight that an average from 0 has gathered after `count`
+    steps, by which it is divided to be unbiased (Adam, arXiv 1412.6980, section 3).
+
+    By `expm1`, since `1 - 0.999` in float32 is off by 2e-5.
+    """
+    if isinstance(decay, int | float):
+        log = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log = jnp.log(decay)
+    return -jnp.expm1(tree.scalar(log, like) * tree.scalar(count, like))
+
+
+class LinearWarmup(eqx.Module):
+    """`peak min(1, (count + 1) / steps)`: no step is null, and step `steps` is the
+    first at the peak."""
+
+    peak: RealOrSchedule
+    steps: RealLike
+
+    def __call__(self, count: Count) -> Scalar:
+        """The learning rate at step `count`, in the default float dtype."""
+        dtype = jnp.result_type(float)
+        peak = self.peak(count) if callable(self.peak) else self.peak
+        fraction = jnp.asarray(count + 1, dtype) / jnp.asarray(self.steps, dtype)
+        return jnp.asarray(peak, dtype) * jnp.minimum(1, fraction)

@@ -1,0 +1,164 @@
+"""The abstraction: a transform turns gradients into updates, and remembers."""
+
+import abc
+from typing import Any, Generic, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from . import tree
+from ._boundary import (
+    check_given,
+    check_gradients,
+    check_state,
+    in_precision,
+    own_buffers,
+    raw_grad_fn,
+    scalar_value,
+    trainable,
+)
+from ._state import Extra
+from ._types import S, Scalar, Tree
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Anything with `init(params)` and `update(updates, state, params)`: a transform of
+    this package, or any `optax.GradientTransformation`."""
+
+    @property
+    def init(self) -> Any: ...
+
+    @property
+    def update(self) -> Any: ...
+
+
+class AbstractTransform(eqx.Module, Generic[S]):
+    """Base of every rule and wrapper.
+
+    Users call `init`, `update`, `eval_params` and `metrics`. Authors write `start` and
+    `step`, which see only trees of floating-point arrays that fit each other (see
+    [`contrib_core.tree`][]), and where the defaults do not do, the three hooks `needs`,
+    `eval_point` and `metrics`.
+    """
+
+    # What users call.
+
+    def init(self, params: PyTree[Any]) -> S:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `params`: the parameters, or a whole equinox model. Leaves that are not
+            floating-point arrays (integers, functions, `None`) are set aside.
+
+        **Returns:**
+
+        A state with buffers of its own, which can be donated along with `params`.
+        """
+        leaves = trainable(params)
+        state = in_precision(self, leaves).start(leaves)
+        return own_buffers(state, (self, params, leaves))
+
+    def update(
+        self,
+        grads: PyTree[Any],
+        state: S,
+        params: PyTree[Any] = None,
+        *,
+        value: Any = None,
+        grad_fn: Any = None,
+        key: Any = None,
+        **rest: Any,
+    ) -> tuple[PyTree[Any], S]:
+        """One step: what to add to the parameters, and the state after it.
+
+        **Arguments:**
+
+        - `grads`: gradients, in the structure and shapes of `params`.
+        - `state`: what `init` or the previous `update` returned.
+        - `params`: the parameters (or the model) that `grads` were taken at.
+        - `value`: the loss at `params`; used by Polyak-type rules.
+        - `grad_fn`: `(params, i) -> grads`; used by rules that look at other points.
+        - `key`: a random key for this step.
+        - `rest`: passed on to wrapped optax transformations, ignored otherwise.
+
+        **Returns:**
+
+        Updates in the structure, shapes and dtypes of `params` (of `grads` without
+        them), for `eqx.apply_updates(params, updates)`, and the new state.
+
+        **Raises:** `ValueError`, at trace time, if something that is needed is missing,
+        if `grads` do not fit `params` (naming the first leaf), or if the type of the
+        state would change.
+        """
+        who = name_of(self)
+        given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
+        check_given(who, self.needs, given)
+        grads, model = trainable(grads), params
+        if params is not None:
+            params = trainable(params)
+            check_gradients(who, grads, params)
+        like = grads if params is None else params
+        extra = Extra(
+            scalar_value(who, value, like), raw_grad_fn(grad_fn, model), key, rest
+        )
+        rule = in_precision(self, (grads, like))
+        updates, new_state = rule.step(grads, state, params, extra)
+        check_state(who, state, new_state)
+        return tree.cast_like(updates, like), new_state
+
+    def eval_params(self, state: S, params: PyTree[Any]) -> PyTree[Any]:
+        """The parameters to evaluate (or save, or deploy) the model at.
+
+        Takes and returns whatever `update` is called with, raw models included.
+        """
+        leaves = trainable(params)
+        point = tree.cast_like(self.eval_point(state, leaves), leaves)
+        return eqx.combine(point, params)
+
+    # What authors write.
+
+    @abc.abstractmethod
+    def start(self, params: Tree) -> S:
+        """The state before the first step. It may hold `params` itself."""
+
+    @abc.abstractmethod
+    def step(self, grads: Tree, state: S, params: Tree, extra: Extra) -> tuple[Tree, S]:
+        """The updates, to be added to `params`, and the new state."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `update` cannot do without: of "params", "value", "grad_fn", "key"."""
+        return frozenset()
+
+    def eval_point(self, state: S, params: Tree) -> Tree:
+        """Where to evaluate the model; at `params` unless a rule averages."""
+        del state
+        return params
+
+    def metrics(self, state: S) -> dict[str, Scalar]:
+        """What the rule has learned, under the names `<rule>/<quantity>`.
+
+        Rules that learn a step size report it as `<rule>/step_size`.
+        """
+        del state
+        return {}
+
+
+def name_of(transform: Any) -> str:
+    """How errors name a transform: `ScheduleFree(Chain(ScaleByAdam, Scale))`."""
+    inner = jax.tree.leaves(
+        [
+            getattr(transform, name)
+            for name in getattr(transform, "__annotations__", ())
+        ],
+        is_leaf=_is_transform,
+    )
+    names = [name_of(t) for t in inner if _is_transform(t)]
+    return type(transform).__name__ + (f"({', '.join(names)})" if names else "")
+
+
+def _is_transform(x: Any) -> bool:
+    return isinstance(x, AbstractTransform)

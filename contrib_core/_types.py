@@ -1,0 +1,34 @@
+"""The vocabulary of every signature: trees, scalars, counts and schedules."""
+
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
+
+from jaxtyping import Array, Bool, Float, Inexact, Int32, PyTree, Real
+
+
+P = TypeVar("P")
+"""Role of a state's field: a tree shaped like the parameters."""
+
+S = TypeVar("S")
+"""State of a transform."""
+
+Tree: TypeAlias = PyTree[Inexact[Array, "..."]]
+"""A vector: any pytree of real or complex floating-point arrays."""
+
+Scalar: TypeAlias = Float[Array, ""]
+"""Role of a state's field: a real number in the accumulator dtype."""
+
+Count: TypeAlias = Int32[Array, ""]
+"""Role of a state's field: a step counter."""
+
+Flag: TypeAlias = Bool[Array, ""]
+"""Role of a state's field: something that is true or false."""
+
+RealLike: TypeAlias = float | int | Real[Array, ""]
+"""A hyperparameter: a Python number is static, a 0-d array is dynamic."""
+
+Schedule: TypeAlias = Callable[[Count], RealLike]
+"""A hyperparameter as a function of the step count, which starts at 0."""
+
+RealOrSchedule: TypeAlias = RealLike | Schedule
+"""A hyperparameter that may change over time."""

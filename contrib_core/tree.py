@@ -1,0 +1,288 @@
+"""Pytrees as vectors: the real inner-product space in which every rule is written.
+
+A tree is a vector whose coordinates are the entries of its leaves; a complex entry is a
+pair of real coordinates. `None` subtrees and zero-size leaves hold no coordinates.
+
+1. Maps return leaves in the dtypes of their first tree.
+2. Scalars live in the *accumulator dtype* of the trees they come from: float64 if any
+   leaf has 64-bit reals, else float32, and never the dtype of a 16-bit leaf.
+3. Maps compute in the accumulator dtype and cast once, at the end.
+4. `dot` is Re⟨x, y⟩, a multiply and a sum: nothing is reshaped, so sharded leaves stay
+   where they are. `norm` neither over- nor underflows, and its derivative at 0 is 0.
+5. `lerp` is exact at both ends; `where` selects, so that a NaN in the branch not taken
+   stays there.
+6. Division by something that can be 0 is `divide`, which states its value there.
+7. `sum` reduces an expression of several trees in one pass, without a temporary tree.
+8. Empty trees, `None` subtrees, scalar and zero-size leaves have defined results.
+"""
+
+import functools as ft
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num, PyTree
+
+from ._errors import first_difference
+from ._types import Flag, RealLike, Scalar, Tree
+
+
+# Precision
+
+
+def accumulator_dtype(*trees: PyTree[Any]) -> jnp.dtype:
+    """The dtype of scalars that are computed from `trees`: float64 if any leaf has
+    64-bit reals, else float32 (for trees without leaves too)."""
+    wide = any(jnp.finfo(leaf.dtype).bits == 64 for leaf in jax.tree.leaves(trees))
+    return jnp.dtype("float64" if wide else "float32")
+
+
+def scalar(x: RealLike, like: PyTree[Any]) -> Scalar:
+    """`x` as a strongly typed scalar in the accumulator dtype of `like`."""
+    return lax.convert_element_type(x, accumulator_dtype(like))
+
+
+def cast_like(x: Tree, like: Tree) -> Tree:
+    """`x` in the dtypes of `like`."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, like)
+
+
+def widen(x: Tree, dtype: DTypeLike = jnp.float32) -> Tree:
+    """`x` with every leaf in the wider of its own dtype and `dtype`; by default 16-bit
+    leaves become float32, which is what statistics are computed from."""
+    return jax.tree.map(lambda a: a.astype(_wider(a.dtype, dtype)), x)
+
+
+def _wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
+def saturate(x: Tree) -> Tree:
+    """`widen(x)` with coordinates beyond ±2⁴⁸ (float64: ±2³⁸⁴) set to that bound.
+
+    A rule that divides a mean of gradients by the root of a mean of their squares
+    saturates the one, as `abs_sq` does the other: so the quotient stays what it is, and
+    one absurd gradient does not overflow a mean for ever. NaN stays NaN.
+    """
+    return jax.tree.map(_saturate, widen(x))
+
+
+def finite(x: Scalar) -> Scalar:
+    """`x`, with infinities replaced by the largest finite numbers. NaN stays NaN."""
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
+
+
+def _widen(x: Array, real: jnp.dtype) -> Array:
+    """`x` with components of dtype `real`."""
+    return x.astype(_wider(real, jnp.complex64) if jnp.iscomplexobj(x) else real)
+
+
+def _saturate(x: Array) -> Array:
+    if jnp.iscomplexobj(x):
+        return lax.complex(_saturate(x.real), _saturate(x.imag))
+    bound = _bound(x)
+    return lax.clamp(-bound, x, bound)
+
+
+def _bound(x: Array) -> Array:
+    """What `saturate` clips to: its square times 2³² is finite."""
+    return jnp.asarray(2.0 ** (3 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
+
+
+# Maps
+
+
+def map(fn: Callable[..., Any], x: Tree, *rest: Tree | RealLike) -> Tree:
+    """Applies `fn` entrywise, in the accumulator dtype; leaves keep the dtypes of `x`.
+
+    **Arguments:**
+
+    - `fn`: a function of as many arrays as there are further arguments.
+    - `x`: decides the structure, shapes and dtypes of the result.
+    - `rest`: trees of the structure of `x`, or real scalars, which are broadcast.
+
+    **Raises:** `ValueError` that names the first path where two trees differ.
+    """
+    leaves, structure = jax.tree.flatten(x)
+    new = [
+        fn(*row).astype(leaf.dtype)
+        for leaf, row in zip(leaves, _rows(x, *rest), strict=True)
+    ]
+    return jax.tree.unflatten(structure, new)
+
+
+def _rows(*args: Tree | RealLike) -> Iterator[tuple[Any, ...]]:
+    """For each leaf, its entry of every argument in the accumulator dtype of all."""
+    x, *_ = args
+    trees = [arg for arg in args if not _is_number(arg)]
+    dtype = accumulator_dtype(x, trees)
+    size = len(jax.tree.leaves(x))
+
+    def column(arg: Any) -> list[Any]:
+        if isinstance(arg, int | float):
+            return [arg] * size  # Stays static, and weakly typed.
+        if _is_number(arg):
+            return [lax.convert_element_type(arg, dtype)] * size
+        if where := first_difference(x, arg):
+            raise ValueError(f"Trees must have one structure; they differ at {where}.")
+        return [_widen(leaf, dtype) for leaf in jax.tree.leaves(arg)]
+
+    return zip(*[column(arg) for arg in args], strict=True)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) or (
+        hasattr(x, "shape") and x.shape == () and jnp.isrealobj(x)
+    )
+
+
+def add(x: Tree, y: Tree) -> Tree:
+    """`x + y`."""
+    return map(lambda a, b: a + b, x, y)
+
+
+def sub(x: Tree, y: Tree) -> Tree:
+    """`x - y`."""
+    return map(lambda a, b: a - b, x, y)
+
+
+def scale(s: RealLike, x: Tree) -> Tree:
+    """`s x`."""
+    return map(lambda a, s: s * a, x, s)
+
+
+def axpy(s: RealLike, x: Tree, y: Tree) -> Tree:
+    """`s x + y`, in the dtypes of `y`; just `y` where `s` is a Python 0."""
+    if isinstance(s, int | float) and s == 0:
+        return y
+    return map(lambda b, a, s: s * a + b, y, x, s)
+
+
+def lerp(x: Tree, y: Tree, weight: RealLike) -> Tree:
+    """`(1 - weight) x + weight y`: exactly `x` at weight 0, exactly `y` at 1."""
+    return map(lambda a, b, w: (1 - w) * a + w * b, x, y, weight)
+
+
+def ema(mean: Tree, sample: Tree, decay: RealLike) -> Tree:
+    """`decay mean + (1 - decay) sample`: one step of an exponential moving average.
+
+    Written as `mean + (1 - decay) (sample - mean)`, whose weights add up to 1 exactly;
+    unless `decay` is small or traced, for at small decays the difference cancels.
+    """
+    if isinstance(decay, int | float) and decay >= 0.5:
+        return map(lambda m, x, w: m + w * (x - m), mean, sample, 1 - decay)
+    return map(lambda m, x, b: b * m + (1 - b) * x, mean, sample, decay)
+
+
+def where(condition: Flag, x: Tree, y: Tree | RealLike) -> Tree:
+    """`x` if `condition` else `y`, by select: what is not chosen cannot leak."""
+    return map(lambda a, b: jnp.where(condition, a, b), x, y)
+
+
+def zeros_like(x: Tree) -> Tree:
+    """Zeros, in the dtypes (and shardings) of `x`."""
+    return jax.tree.map(jnp.zeros_like, x)
+
+
+def accumulator_like(x: Tree, *, real: bool = False) -> Tree:
+    """Zeros to accumulate a statistic of `x` in: 16-bit leaves become float32, and with
+    `real` complex leaves become real, as second moments are."""
+
+    def leaf(a: Array) -> Array:
+        dtype = accumulator_dtype(a) if real else _wider(a.dtype, jnp.float32)
+        return jnp.zeros_like(a, dtype=dtype)
+
+    return jax.tree.map(leaf, x)
+
+
+def abs_sq(x: Tree) -> Tree:
+    """`|xᵢ|²` entrywise, at most the square of the bound of `saturate`: real also where
+    `x` is complex, and at least float32."""
+    squares = jax.tree.map(_abs_sq, widen(x))
+    return jax.tree.map(lambda a: jnp.minimum(a, _bound(a) ** 2), squares)
+
+
+def _abs_sq(x: Array) -> Array:
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+def divide(x: Num[Array, "..."], y: Float[Array, "..."]) -> Num[Array, "..."]:
+    """`x / y` for arrays of finite numbers, and 0 wherever `y` is 0."""
+    # The division comes last: XLA computes it once, where a select would be copied into
+    # the loop over every leaf that uses the result.
+    return x / jnp.where(y == 0, jnp.inf, y)
+
+
+# Reductions
+
+
+def sum(fn: Callable[..., Array], x: Tree, *rest: Tree | RealLike) -> Scalar:
+    """`Σᵢ fn(xᵢ, ...)` over all entries, for a real-valued `fn` of arrays.
+
+    Computed and summed in the accumulator dtype, 0 for a tree without entries.
+    Arguments and errors as for [`contrib_core.tree.map`][].
+    """
+    parts = [jnp.sum(fn(*row)) for row in _rows(x, *rest)]
+    trees = [x, *(arg for arg in rest if not _is_number(arg))]
+    return ft.reduce(jnp.add, parts, scalar(0, like=trees))
+
+
+def dot(x: Tree, y: Tree) -> Scalar:
+    """`Re⟨x, y⟩`: the inner product of the coordinates, as real numbers."""
+
+    def leaf(a: Array, b: Array) -> Array:
+        if jnp.iscomplexobj(a):
+            return a.real * b.real + a.imag * b.imag
+        return a * b
+
+    return sum(leaf, x, y)
+
+
+def sq_norm(x: Tree) -> Scalar:
+    """`‖x‖²` in one pass; it overflows where the square does, `norm` does not."""
+    return sum(_abs_sq, x)
+
+
+def sq_dist(x: Tree, y: Tree) -> Scalar:
+    """`‖x - y‖²` in one pass, the difference taken in the accumulator dtype."""
+    return sum(lambda a, b: _abs_sq(a - b), x, y)
+
+
+def l1_norm(x: Tree) -> Scalar:
+    """`Σ |xᵢ|`, of moduli where `x` is complex."""
+    return sum(jnp.abs, x)
+
+
+def max_abs(x: Tree) -> Scalar:
+    """`max |xᵢ|`, of moduli where `x` is complex; 0 for a tree without entries."""
+    parts = [jnp.max(jnp.abs(a), initial=0) for (a,) in _rows(x)]
+    return ft.reduce(jnp.maximum, parts, scalar(0, like=x))
+
+
+def norm(x: Tree) -> Scalar:
+    """`‖x‖`, right whenever it is representable; its derivative at 0 is 0.
+
+    Two passes: the entries are first scaled by the power of two nearest to the largest,
+    which is exact.
+    """
+    largest = lax.stop_gradient(max_abs(x))
+    limit = jnp.finfo(largest.dtype).maxexp - 3
+    _, exponent = jnp.frexp(largest)
+    unit = jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -limit, limit))
+    squares = sum(lambda a, u: _abs_sq(a / u), x, unit)
+    nonzero = squares > 0
+    root = jnp.sqrt(jnp.where(nonzero, squares, 1)) * unit
+    finite = jnp.where(nonzero, root, jnp.zeros_like(root))
+    return jnp.where(jnp.isfinite(largest), finite, largest)
+
+
+def size(x: Tree) -> int:
+    """The number of entries of all leaves."""
+    return jax.tree.reduce(lambda n, leaf: n + leaf.size, x, 0)

@@ -1,0 +1,21 @@
+"""Transforms around transforms."""
+
+from ._master_weights import (
+    master_weights as master_weights,
+    MasterWeights as MasterWeights,
+    MasterWeightsState as MasterWeightsState,
+)
+from ._schedule_free import (
+    schedule_free as schedule_free,
+    schedule_free_adamw as schedule_free_adamw,
+    schedule_free_eval_params as schedule_free_eval_params,
+    schedule_free_sgd as schedule_free_sgd,
+    ScheduleFree as ScheduleFree,
+    ScheduleFreeState as ScheduleFreeState,
+)
+from ._split import (
+    RealAndImaginary as RealAndImaginary,
+    split_real_and_imaginary as split_real_and_imaginary,
+    SplitRealAndImaginary as SplitRealAndImaginary,
+    SplitRealAndImaginaryState as SplitRealAndImaginaryState,
+)

@@ -1,0 +1,111 @@
+"""Training 16-bit parameters without losing small steps to rounding."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from contrib_core import (
+    AbstractState,
+    AbstractTransform,
+    as_transform,
+    Extra,
+    in_precision,
+    P,
+    Scalar,
+    Transform,
+    Tree,
+    tree,
+)
+
+
+class MasterWeightsState(AbstractState[P]):
+    """State of [`contrib_wrappers.MasterWeights`][]."""
+
+    inner_state: Any
+    master: P  # The wide copy of narrow leaves; `None` for leaves wide enough.
+
+
+class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
+    r"""Keeps a copy of narrow parameters in a wider dtype, and runs `inner` on it.
+
+    The copy is the truth: `inner` sees and moves it alone, and the update takes the
+    model's parameters to the copy, rounded. So rounding never accumulates, and steps
+    below the parameters' resolution add up instead of disappearing. Leaves that are
+    wide enough are not copied. Invariances are those of `inner`.
+
+    ??? cite "Reference"
+
+        Micikevicius et al., *Mixed Precision Training*, arXiv 1710.03740, section 3.1.
+
+    **Arguments:**
+
+    - `inner`: a transform, ours or optax's.
+    - `dtype`: the dtype of the copy.
+    """
+
+    inner: AbstractTransform = eqx.field(converter=as_transform)
+    dtype: DTypeLike = eqx.field(default=jnp.float32, static=True)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The parameters, and what `inner` needs."""
+        return self.inner.needs | {"params"}
+
+    def start(self, params: Tree) -> MasterWeightsState[Tree]:
+        master = tree.widen(params, self.dtype)
+        return self._state(
+            in_precision(self.inner, master).start(master), master, params
+        )
+
+    def step(
+        self, grads: Tree, state: MasterWeightsState[Tree], params: Tree, extra: Extra
+    ) -> tuple[Tree, MasterWeightsState[Tree]]:
+        master = eqx.combine(state.master, params)
+        updates, inner_state = in_precision(self.inner, master).step(
+            tree.widen(grads, self.dtype),
+            state.inner_state,
+            master,
+            self._translate(extra, params),
+        )
+        master = tree.add(master, updates)
+        rounded = tree.widen(tree.cast_like(master, params), self.dtype)
+        step = tree.sub(rounded, params)
+        return step, self._state(inner_state, master, params)
+
+    def _state(
+        self, inner_state: Any, master: Tree, params: Tree
+    ) -> MasterWeightsState[Tree]:
+        copies = jax.tree.map(_unless_same_dtype, master, params)
+        return MasterWeightsState(inner_state, copies)
+
+    def _translate(self, extra: Extra, params: Tree) -> Extra:
+        grad_fn = extra.grad_fn
+        if grad_fn is None:
+            return extra
+
+        def master_grad_fn(master: Tree, *args: Any) -> Tree:
+            grads = grad_fn(tree.cast_like(master, params), *args)
+            return tree.widen(grads, self.dtype)
+
+        return Extra(extra.value, master_grad_fn, extra.key, extra.rest)
+
+    def eval_point(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
+        master = eqx.combine(state.master, params)
+        return self.inner.eval_point(state.inner_state, master)
+
+    def metrics(self, state: MasterWeightsState[Tree]) -> dict[str, Scalar]:
+        return self.inner.metrics(state.inner_state)
+
+
+def _unless_same_dtype(master: Array, param: Array) -> Array | None:
+    return None if master.dtype == param.dtype else master
+
+
+def master_weights(inner: Transform, dtype: DTypeLike = jnp.float32) -> MasterWeights:
+    """Runs `inner` on a wide copy of narrow parameters:
+    [`contrib_wrappers.MasterWeights`][]."""
+    return MasterWeights(inner, dtype)
