@@ -1,6 +1,7 @@
 """Gradients of unit norm."""
 
 import jax.numpy as jnp
+
 from contrib_core import AbstractTransform, Extra, Tree, tree
 
 

@@ -74,7 +74,7 @@ def chain(*transforms: Transform) -> AbstractTransform:
 class ScaleState(AbstractState[P]):
     """State of [`contrib_core.Scale`][]."""
 
-    count: Count  # For schedules; it stays 0 under a constant factor.
+    count: Count | None  # None under a constant factor.
 
 
 class Scale(AbstractTransform[ScaleState]):
@@ -84,15 +84,14 @@ class Scale(AbstractTransform[ScaleState]):
     negate: bool = eqx.field(default=False, static=True)
 
     def start(self, params: Tree) -> ScaleState:
-        return ScaleState(zero_count())
+        return ScaleState(zero_count() if callable(self.factor) else None)
 
     def step(
         self, grads: Tree, state: ScaleState, params: Tree, extra: Extra
     ) -> tuple[Tree, ScaleState]:
-        factor, count = self.factor, state.count
-        if callable(factor):
-            factor, count = at(factor, count, like=grads), increment(count)
+        factor = at(self.factor, state.count, like=grads)
         scaled = tree.scale(-factor if self.negate else factor, grads)
+        count = None if state.count is None else increment(state.count)
         return scaled, ScaleState(count)
 
 

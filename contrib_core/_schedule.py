@@ -1,6 +1,7 @@
 """Hyperparameters that change over time, step counts, and what is computed of them."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,8 +11,11 @@ from . import tree
 from ._types import Count, RealLike, RealOrSchedule, Scalar
 
 
-def at(value: RealOrSchedule, count: Count, like: PyTree) -> Scalar:
-    """A hyperparameter at step `count`, in the accumulator dtype of `like`."""
+def at(value: RealOrSchedule, count: Count | None, like: PyTree[Any]) -> Scalar:
+    """A hyperparameter at step `count`, in the accumulator dtype of `like`.
+
+    The count may be `None` for a hyperparameter that is not a schedule.
+    """
     return tree.scalar(value(count) if callable(value) else value, like)
 
 

@@ -1,7 +1,7 @@
 """The vocabulary of every signature: trees, scalars, counts and schedules."""
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from jaxtyping import Array, Bool, Float, Inexact, Int32, PyTree, Real
 
@@ -27,8 +27,8 @@ Flag: TypeAlias = Bool[Array, ""]
 RealLike: TypeAlias = float | int | Real[Array, ""]
 """A hyperparameter: a Python number is static, a 0-d array is dynamic."""
 
-Schedule: TypeAlias = Callable[[Count], RealLike]
-"""A hyperparameter as a function of the step count, which starts at 0."""
+Schedule: TypeAlias = Callable[[Any], RealLike]
+"""A hyperparameter as a function of the step count, a `Count` from 0."""
 
 RealOrSchedule: TypeAlias = RealLike | Schedule
 """A hyperparameter that may change over time."""
