@@ -1,11 +1,15 @@
 """Prodigy: AdamW that learns the distance to the solution."""
 
+import math
+
+import equinox as eqx
 import jax.numpy as jnp
 
 from contrib_core import (
     AbstractState,
     AbstractTransform,
     at,
+    check_at_least_one,
     check_fraction,
     check_nonnegative,
     check_positive,
@@ -33,6 +37,7 @@ class ProdigyState(AbstractState[P]):
     estim_lr: Scalar  # d_k, in units of the parameters
     numerator_weighted: Scalar  # r_k
     count: Count  # k
+    max_estim_lr: Scalar | None = None  # \bar d_k; None under unbounded growth.
 
 
 class Prodigy(AbstractTransform[ProdigyState[Tree]]):
@@ -50,6 +55,14 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
       x_{k+1} &= x_k
         - \lambda_k \left( w x_k + m_{k+1} / (\sqrt{v_{k+1}} + d_{k+1} \epsilon) \right)
     \end{aligned}$$
+
+    With a finite growth rate $\rho$, where $\hat d_{k+1}$ is the quotient above:
+
+    $$\bar d_{k+1} = \max(\bar d_k, \hat d_{k+1}), \quad
+      d_{k+1} = \min(\bar d_{k+1}, \rho\, d_k')$$
+
+    with $\bar d_0 = d_0$, and $d_k' = d_k$ except that it is $\max(d_k, \hat d_{k+1})$
+    as long as $d_k = d_0$: the first jump is free.
 
     Equivariant to translations and permutations, and (with $\epsilon = 0$) invariant to
     the scale of the gradients. Partition-invariant.
@@ -69,15 +82,22 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
     - `estim_lr0`: $d_0$, the first (under)estimate of the distance.
     - `estim_lr_coef`: $c$, multiplies the estimates; dimensionless.
     - `weight_decay`: $w$, decoupled from the gradients and multiplied by the step size.
+    - `safeguard_warmup`: whether to write $d_k$ for $\lambda_k$ in $s_{k+1}$, so that a
+        warm-up does not make the estimates large.
+    - `use_bias_correction`: whether $\lambda_k$ has its factor
+        $\sqrt{1-\beta_2^{k+1}} / (1-\beta_1^{k+1})$.
+    - `growth_rate`: $\rho \ge 1$, the most that $d$ grows by in a step; dimensionless.
 
     **Raises:** `ValueError` for decay rates outside [0, 1), for an `estim_lr0` or
-    `estim_lr_coef` that is not positive, for a negative `eps` or `weight_decay`.
+    `estim_lr_coef` that is not positive, for a negative `eps` or `weight_decay`, for a
+    `growth_rate` below 1.
 
     **Differences from optax.contrib and from the paper:**
 
     - Where $\|s\|_1 = 0$ (a first gradient of zero, a warm-up from 0) the estimate
         stays as it is. In optax 0/0 makes every later parameter NaN.
-    - Bias correction is always on, as in optax; the authors' code defaults to off.
+    - Bias correction is on by default, as it is always in optax; the authors' code has
+        it off by default. `growth_rate` is as in their code; optax has none.
     - Second moments of complex parameters are real, of $|g|^2$.
     - Statistics are float32 or wider whatever the parameters are. First steps are of
         size 1e-6, below the resolution of bfloat16 and float16: wrap Prodigy in
@@ -91,26 +111,36 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
     estim_lr0: RealLike = 1e-6
     estim_lr_coef: RealLike = 1.0
     weight_decay: RealLike = 0.0
+    safeguard_warmup: bool = eqx.field(default=False, kw_only=True, static=True)
+    use_bias_correction: bool = eqx.field(default=True, kw_only=True, static=True)
+    growth_rate: RealLike = eqx.field(default=math.inf, kw_only=True)
 
     def __post_init__(self):
         check_fraction(self, "betas", "beta3")
         check_positive(self, "estim_lr0", "estim_lr_coef")
         check_nonnegative(self, "learning_rate", "eps", "weight_decay")
+        check_at_least_one(self, "growth_rate")
 
     @property
     def needs(self) -> frozenset[str]:
         """The parameters, whose distance from the start it measures."""
         return frozenset({"params"})
 
+    @property
+    def _is_bounded(self) -> bool:
+        return not isinstance(self.growth_rate, float) or self.growth_rate < math.inf
+
     def start(self, params: Tree) -> ProdigyState[Tree]:
+        d0 = tree.scalar(self.estim_lr0, like=params)
         return ProdigyState(
             exp_avg=tree.accumulator_like(params),
             exp_avg_sq=tree.accumulator_like(params, real=True),
             grad_sum=tree.accumulator_like(params),
             params0=params,
-            estim_lr=tree.scalar(self.estim_lr0, like=params),
+            estim_lr=d0,
             numerator_weighted=tree.scalar(0, like=params),
             count=zero_count(),
+            max_estim_lr=d0 if self._is_bounded else None,
         )
 
     def step(
@@ -121,19 +151,21 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         count = increment(state.count)
         d = state.estim_lr
         lr = d * at(self.learning_rate, state.count, like=d)
-        lr = lr * jnp.sqrt(debias(b2, count, like=d)) / debias(b1, count, like=d)
+        if self.use_bias_correction:
+            lr = lr * jnp.sqrt(debias(b2, count, like=d)) / debias(b1, count, like=d)
         weight = d / self.estim_lr0 * lr
+        weight_s = d / self.estim_lr0 * d if self.safeguard_warmup else weight
 
         g = tree.widen(grads)
         dg = tree.scale(d, g)
         m = tree.ema(state.exp_avg, tree.saturate(dg), b1)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(dg), b2)
-        s = tree.axpy(weight, g, tree.scale(b3, state.grad_sum))
+        s = tree.axpy(weight_s, g, tree.scale(b3, state.grad_sum))
         towards_start = tree.sub(tree.widen(state.params0), params)
         r = b3 * state.numerator_weighted + weight * tree.dot(g, towards_start)
         r = tree.finite(r)
         estimate = tree.divide(self.estim_lr_coef * r, tree.l1_norm(s))
-        d_new = jnp.maximum(d, estimate)
+        d_new, d_max = self._grow(d, state.max_estim_lr, estimate)
 
         ascent = tree.map(
             lambda m, v, eps: m / (jnp.sqrt(v) + eps), m, v, d_new * self.eps
@@ -147,8 +179,20 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
             estim_lr=d_new,
             numerator_weighted=r,
             count=count,
+            max_estim_lr=d_max,
         )
         return updates, new_state
+
+    def _grow(
+        self, d: Scalar, d_max: Scalar | None, estimate: Scalar
+    ) -> tuple[Scalar, Scalar | None]:
+        """The next $d$ and $\\bar d$."""
+        raised = jnp.maximum(d, estimate)
+        if d_max is None:
+            return raised, None
+        d_max = jnp.maximum(d_max, estimate)
+        base = jnp.where(d == self.estim_lr0, raised, d)
+        return jnp.minimum(d_max, base * self.growth_rate), d_max
 
     def metrics(self, state: ProdigyState[Tree]) -> dict[str, Scalar]:
         """`prodigy/step_size`: $d$, which multiplies the learning rate."""
@@ -163,6 +207,10 @@ def prodigy(
     estim_lr0: RealLike = 1e-6,
     estim_lr_coef: RealLike = 1.0,
     weight_decay: RealLike = 0.0,
+    *,
+    safeguard_warmup: bool = False,
+    use_bias_correction: bool = True,
+    growth_rate: RealLike = math.inf,
 ) -> Prodigy:
     """[`contrib_algos.Prodigy`][], whose arguments these are.
 
@@ -184,5 +232,14 @@ def prodigy(
         ```
     """
     return Prodigy(
-        learning_rate, betas, beta3, eps, estim_lr0, estim_lr_coef, weight_decay
+        learning_rate,
+        betas,
+        beta3,
+        eps,
+        estim_lr0,
+        estim_lr_coef,
+        weight_decay,
+        safeguard_warmup=safeguard_warmup,
+        use_bias_correction=use_bias_correction,
+        growth_rate=growth_rate,
     )

@@ -3,6 +3,7 @@
 from . import tree as tree
 from ._boundary import in_precision as in_precision
 from ._checks import (
+    check_at_least_one as check_at_least_one,
     check_fraction as check_fraction,
     check_nonnegative as check_nonnegative,
     check_positive as check_positive,
@@ -37,7 +38,11 @@ from ._schedule import (
     LinearWarmup as LinearWarmup,
     zero_count as zero_count,
 )
-from ._state import AbstractState as AbstractState, Extra as Extra
+from ._state import (
+    AbstractState as AbstractState,
+    Extra as Extra,
+    GradFn as GradFn,
+)
 from ._transform import (
     AbstractTransform as AbstractTransform,
     Transform as Transform,

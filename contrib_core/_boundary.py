@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from . import tree
 from ._errors import at, first_difference, leaves_with_path
+from ._state import GradFn
 from ._types import Scalar, Tree
 
 
@@ -107,14 +108,13 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     )
 
 
-def check_given(who: str, needs: frozenset[str], given: dict[str, Any]) -> None:
+def check_given(who: str, needs: frozenset[str], given: set[str]) -> None:
     """Raises `ValueError` for the first of `needs` that was not given."""
-    for name in sorted(needs):
-        if given.get(name) is None:
-            raise ValueError(
-                f"{who}.update needs `{name}`: call "
-                f"`{_call(needs)}`, where {_MEANING[name]}."
-            )
+    for name in sorted(needs - given):
+        raise ValueError(
+            f"{who}.update needs `{name}`: call `{_call(needs)}`, where "
+            f"{_MEANING[name]}."
+        )
 
 
 _MEANING = {
@@ -131,10 +131,8 @@ def _call(needs: frozenset[str]) -> str:
     return f"opt.update(grads, state, params{named})"
 
 
-def scalar_value(who: str, value: Any, like: Tree) -> Scalar | None:
+def scalar_value(who: str, value: Any, like: Tree) -> Scalar:
     """The loss as a scalar; raises `ValueError` if it is not one real number."""
-    if value is None:
-        return None
     if jnp.shape(value) != () or jnp.iscomplexobj(value):
         raise ValueError(
             f"{who}.update: `value` must be one real number, the loss at `params`; got "
@@ -143,18 +141,10 @@ def scalar_value(who: str, value: Any, like: Tree) -> Scalar | None:
     return tree.scalar(value, like)
 
 
-def raw_grad_fn(
-    grad_fn: Callable[..., Any] | None, model: PyTree[Any]
-) -> Callable[..., Tree] | None:
+def of_trainable(grad_fn: Callable[..., Any], model: PyTree[Any]) -> GradFn:
     """The user's `grad_fn` of a raw model as a function of its trainable leaves."""
-    if grad_fn is None:
-        return None
     fixed = jax.tree.map(lambda x: None if eqx.is_inexact_array(x) else x, model)
-
-    def of_trainable(params: Tree, *args: Any) -> Tree:
-        return trainable(grad_fn(eqx.combine(params, fixed), *args))
-
-    return of_trainable
+    return lambda params, *args: trainable(grad_fn(eqx.combine(params, fixed), *args))
 
 
 def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:

@@ -22,6 +22,11 @@ def check_positive(owner: eqx.Module, *names: str) -> None:
     _check(owner, names, "above 0", lambda x: x > 0)
 
 
+def check_at_least_one(owner: eqx.Module, *names: str) -> None:
+    """Each named field must be at least 1."""
+    _check(owner, names, "at least 1", lambda x: x >= 1)
+
+
 def _check(
     owner: eqx.Module,
     names: tuple[str, ...],

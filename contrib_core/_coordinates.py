@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ._boundary import in_precision
 from ._errors import at, first_difference
 from ._optax import as_transform
-from ._state import AbstractState, Extra
+from ._state import AbstractState, Extra, GradFn
 from ._transform import AbstractTransform, Transform
 from ._types import P, Scalar, Tree
 
@@ -67,20 +67,16 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
         inner_grads = self.encode_grads(grads)
         inner_params = None if params is None else self.encode(params)
         like = (inner_grads, inner_params)
+
+        def translate(grad_fn: GradFn) -> GradFn:
+            return lambda inner, *args: self.encode_grads(
+                grad_fn(self.decode(inner, like=params), *args)
+            )
+
         updates, inner_state = in_precision(self.inner, like).step(
-            inner_grads, state.inner_state, inner_params, self._translate(extra, params)
+            inner_grads, state.inner_state, inner_params, extra.map_grad_fn(translate)
         )
         return self.decode(updates, like=grads), self.wrap(inner_state)
-
-    def _translate(self, extra: Extra, params: Tree) -> Extra:
-        grad_fn = extra.grad_fn
-        if grad_fn is None:
-            return extra
-
-        def inner_grad_fn(inner: Tree, *args: Any) -> Tree:
-            return self.encode_grads(grad_fn(self.decode(inner, like=params), *args))
-
-        return Extra(extra.value, inner_grad_fn, extra.key, extra.rest)
 
     def eval_point(self, state: AbstractInnerState, params: Tree) -> Tree:
         point = self.inner.eval_point(state.inner_state, self.encode(params))

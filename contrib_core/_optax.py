@@ -44,7 +44,7 @@ class FromOptax(AbstractTransform[Any]):
     def step(
         self, grads: Tree, state: Any, params: Tree, extra: Extra
     ) -> tuple[Tree, Any]:
-        extras = extra.as_kwargs() if self.takes_extras else {}
+        extras = extra.given if self.takes_extras else {}
         with jax.numpy_dtype_promotion("standard"):
             updates, new_state = self.update_fn(grads, state, params, **extras)
         return updates, _strongly_typed(new_state)

@@ -1,12 +1,16 @@
 """What a transform is called with besides gradients, and what it remembers."""
 
 from collections.abc import Callable
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import equinox as eqx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from ._types import P, Scalar
+from ._types import P, Scalar, Tree
+
+
+GradFn: TypeAlias = Callable[..., Tree]
+"""Gradients at other parameters: `(params, *args) -> grads`."""
 
 
 class AbstractState(eqx.Module, Generic[P]):
@@ -21,16 +25,42 @@ class AbstractState(eqx.Module, Generic[P]):
 class Extra(eqx.Module):
     """What a step may use besides gradients, state and parameters.
 
-    Built by `update`. A wrapper that changes coordinates translates it; a wrapper that
-    calls its inner rule at another point drops the `value`, which belongs to the old.
+    Built by `update` from its keyword arguments. A wrapper that changes coordinates
+    translates the `grad_fn`; a wrapper that calls its inner rule at another point drops
+    the `value`, which belongs to the old one.
     """
 
-    value: Scalar | None = None  # Loss at `params`.
-    grad_fn: Callable[..., PyTree[Any]] | None = None  # (params, *args) -> gradients.
-    key: Array | None = None  # Random key of this step.
-    rest: dict[str, Any] = eqx.field(default_factory=dict)  # Whatever else came.
+    given: dict[str, Any] = eqx.field(default_factory=dict)
 
-    def as_kwargs(self) -> dict[str, Any]:
-        """The keyword arguments of `update` that this was built from."""
-        given = {"value": self.value, "grad_fn": self.grad_fn, "key": self.key}
-        return self.rest | {k: v for k, v in given.items() if v is not None}
+    @property
+    def value(self) -> Scalar:
+        """The loss at `params`. **Raises:** `ValueError` if it was not given."""
+        return self._get("value")
+
+    @property
+    def grad_fn(self) -> GradFn:
+        """`(params, *args) -> grads`. **Raises:** `ValueError` if it was not given."""
+        return self._get("grad_fn")
+
+    @property
+    def key(self) -> Array:
+        """A random key. **Raises:** `ValueError` if it was not given."""
+        return self._get("key")
+
+    def _get(self, name: str) -> Any:
+        if name in self.given:
+            return self.given[name]
+        raise ValueError(
+            f"This step was given no `{name}`. A rule that uses it says so in `needs`, "
+            "and a wrapper that needs it of its inner rule must pass it on."
+        )
+
+    def without(self, name: str) -> "Extra":
+        """These extras, but for `name`."""
+        return Extra({k: v for k, v in self.given.items() if k != name})
+
+    def map_grad_fn(self, translate: Callable[[GradFn], GradFn]) -> "Extra":
+        """These extras with their `grad_fn`, if there is one, in other coordinates."""
+        if "grad_fn" not in self.given:
+            return self
+        return Extra(self.given | {"grad_fn": translate(self.grad_fn)})

@@ -13,8 +13,8 @@ from ._boundary import (
     check_gradients,
     check_state,
     in_precision,
+    of_trainable,
     own_buffers,
-    raw_grad_fn,
     scalar_value,
     trainable,
 )
@@ -95,17 +95,19 @@ class AbstractTransform(eqx.Module, Generic[S]):
         """
         who = name_of(self)
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
-        check_given(who, self.needs, given)
-        grads, model = trainable(grads), params
+        given = {name: x for name, x in given.items() if x is not None}
+        check_given(who, self.needs, set(given))
+        grads, model = trainable(grads), given.pop("params", None)
         if params is not None:
             params = trainable(params)
             check_gradients(who, grads, params)
         like = grads if params is None else params
-        extra = Extra(
-            scalar_value(who, value, like), raw_grad_fn(grad_fn, model), key, rest
-        )
+        if value is not None:
+            given["value"] = scalar_value(who, value, like)
+        if grad_fn is not None:
+            given["grad_fn"] = of_trainable(grad_fn, model)
         rule = in_precision(self, (grads, like))
-        updates, new_state = rule.step(grads, state, params, extra)
+        updates, new_state = rule.step(grads, state, params, Extra(rest | given))
         check_state(who, state, new_state)
         return tree.cast_like(updates, like), new_state
 

@@ -213,7 +213,9 @@ def _abs_sq(x: Array) -> Array:
     return jnp.square(x)
 
 
-def divide(x: Num[Array, "..."], y: Float[Array, "..."]) -> Num[Array, "..."]:
+def divide(
+    x: RealLike | Num[Array, "..."], y: Float[Array, "..."]
+) -> Num[Array, "..."]:
     """`x / y` for arrays of finite numbers, and 0 wherever `y` is 0."""
     # The division comes last: XLA computes it once, where a select would be copied into
     # the loop over every leaf that uses the result.

@@ -13,6 +13,7 @@ from contrib_core import (
     AbstractTransform,
     as_transform,
     Extra,
+    GradFn,
     in_precision,
     P,
     Scalar,
@@ -64,12 +65,17 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
     def step(
         self, grads: Tree, state: MasterWeightsState[Tree], params: Tree, extra: Extra
     ) -> tuple[Tree, MasterWeightsState[Tree]]:
+        def translate(grad_fn: GradFn) -> GradFn:
+            return lambda master, *args: tree.widen(
+                grad_fn(tree.cast_like(master, params), *args), self.dtype
+            )
+
         master = eqx.combine(state.master, params)
         updates, inner_state = in_precision(self.inner, master).step(
             tree.widen(grads, self.dtype),
             state.inner_state,
             master,
-            self._translate(extra, params),
+            extra.map_grad_fn(translate),
         )
         master = tree.add(master, updates)
         rounded = tree.widen(tree.cast_like(master, params), self.dtype)
@@ -81,17 +87,6 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
     ) -> MasterWeightsState[Tree]:
         copies = jax.tree.map(_unless_same_dtype, master, params)
         return MasterWeightsState(inner_state, copies)
-
-    def _translate(self, extra: Extra, params: Tree) -> Extra:
-        grad_fn = extra.grad_fn
-        if grad_fn is None:
-            return extra
-
-        def master_grad_fn(master: Tree, *args: Any) -> Tree:
-            grads = grad_fn(tree.cast_like(master, params), *args)
-            return tree.widen(grads, self.dtype)
-
-        return Extra(extra.value, master_grad_fn, extra.key, extra.rest)
 
     def eval_point(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
         master = eqx.combine(state.master, params)

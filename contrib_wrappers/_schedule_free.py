@@ -124,7 +124,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         base_params = params
         if self.base_at == "z":
             base_params = tree.cast_like(state.z, params)
-            extra = Extra(None, extra.grad_fn, extra.key, extra.rest)
+            extra = extra.without("value")
         u, base_state = self.base_optimizer.step(
             grads, state.base_optimizer_state, base_params, extra
         )
