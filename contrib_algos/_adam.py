@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+from jax import lax
 
 from contrib_core import (
     AbstractState,
@@ -79,15 +79,16 @@ class Adam(AbstractTransform[AdamState[Tree]]):
         m = tree.ema(state.exp_avg, tree.saturate(grads), self.b1)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
         c1 = debias(self.b1, count, like=m)
-        c2 = debias(self.b2, count, like=m)
+        unit = lax.rsqrt(debias(self.b2, count, like=m))
 
-        # (m / c1) / (sqrt(v / c2) + eps), with what is scalar taken out of the map.
+        # (m / c1) / (unit sqrt(v) + eps), with what is scalar taken out of the map: by
+        # divisions, which XLA computes once, not products, which it does in every leaf.
         ascent = tree.map(
-            lambda m, v, k, eps: k * m / (jnp.sqrt(v) + eps),
+            lambda m, v, k, eps: k * m / (tree.sqrt(v) + eps),
             m,
             v,
-            jnp.sqrt(c2) / c1,
-            jnp.sqrt(c2) * self.eps,
+            1 / (c1 * unit),
+            self.eps / unit,
         )
         return ascent, AdamState(exp_avg=m, exp_avg_sq=v, count=count)
 
@@ -122,13 +123,13 @@ class RMS(AbstractTransform[RMSState[Tree]]):
         count = increment(state.count)
         g = tree.saturate(grads)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
-        root = jnp.sqrt(debias(self.b2, count, like=g))
+        unit = lax.rsqrt(debias(self.b2, count, like=g))
         ascent = tree.map(
-            lambda g, v, k, eps: k * g / (jnp.sqrt(v) + eps),
+            lambda g, v, k, eps: k * g / (tree.sqrt(v) + eps),
             g,
             v,
-            root,
-            root * self.eps,
+            1 / unit,
+            self.eps / unit,
         )
         return ascent, RMSState(exp_avg_sq=v, count=count)
 

@@ -18,7 +18,7 @@ class Normalize(AbstractTransform[None]):
     def step(
         self, grads: Tree, state: None, params: Tree, extra: Extra
     ) -> tuple[Tree, None]:
-        norm = jnp.sqrt(tree.sq_norm(grads))
+        norm = tree.sqrt(tree.sq_norm(grads))
         return tree.scale(tree.divide(jnp.ones_like(norm), norm), grads), None
 
 

@@ -153,7 +153,8 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         lr = d * at(self.learning_rate, state.count, like=d)
         if self.use_bias_correction:
             lr = lr * jnp.sqrt(debias(b2, count, like=d)) / debias(b1, count, like=d)
-        weight = d / self.estim_lr0 * lr
+        # d / d_0 lr, with the division last: XLA does not repeat it in every leaf.
+        weight = lr / (self.estim_lr0 / d)
         weight_s = d / self.estim_lr0 * d if self.safeguard_warmup else weight
 
         g = tree.widen(grads)
@@ -168,7 +169,7 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         d_new, d_max = self._grow(d, state.max_estim_lr, estimate)
 
         ascent = tree.map(
-            lambda m, v, eps: m / (jnp.sqrt(v) + eps), m, v, d_new * self.eps
+            lambda m, v, eps: m / (tree.sqrt(v) + eps), m, v, d_new * self.eps
         )
         updates = tree.scale(-lr, tree.axpy(self.weight_decay, params, ascent))
         new_state = ProdigyState(

@@ -14,6 +14,7 @@ from ._combine import (
     apply_updates as apply_updates,
     Chain as Chain,
     chain as chain,
+    merge_metrics as merge_metrics,
     Scale as Scale,
     scale as scale,
     scale_by_learning_rate as scale_by_learning_rate,

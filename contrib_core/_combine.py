@@ -54,9 +54,20 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         """Those of all; a name met before is prefixed by its transform's index."""
         merged: dict[str, Scalar] = {}
         for i, (t, inner) in enumerate(zip(self.transforms, state, strict=True)):
-            for name, x in t.metrics(inner).items():
-                merged[f"{i}/{name}" if name in merged else name] = x
+            merged = merge_metrics(merged, t.metrics(inner), str(i))
         return merged
+
+
+def merge_metrics(
+    first: dict[str, Scalar], second: dict[str, Scalar], prefix: str
+) -> dict[str, Scalar]:
+    """All metrics of both; names of `second` that are taken get `prefix`."""
+    merged = dict(first)
+    for name, x in second.items():
+        while name in merged:
+            name = f"{prefix}/{name}"
+        merged[name] = x
+    return merged
 
 
 def chain(*transforms: Transform) -> AbstractTransform:

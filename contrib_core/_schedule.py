@@ -40,7 +40,9 @@ def debias(decay: RealLike, count: Count, like: PyTree) -> Scalar:
         log = math.log(decay) if decay > 0 else -math.inf
     else:
         log = jnp.log(decay)
-    return -jnp.expm1(tree.scalar(log, like) * tree.scalar(count, like))
+    # Kept finite, since -inf * 0 is NaN; no float64 has a logarithm below -745.
+    finite_log = jnp.maximum(tree.scalar(log, like), -1000)
+    return -jnp.expm1(finite_log * tree.scalar(count, like))
 
 
 class LinearWarmup(eqx.Module):
@@ -54,5 +56,6 @@ class LinearWarmup(eqx.Module):
         """The learning rate at step `count`, in the default float dtype."""
         dtype = jnp.result_type(float)
         peak = self.peak(count) if callable(self.peak) else self.peak
-        fraction = jnp.asarray(count + 1, dtype) / jnp.asarray(self.steps, dtype)
+        # Added as a float: the largest count plus one is a negative int32.
+        fraction = (jnp.asarray(count, dtype) + 1) / jnp.asarray(self.steps, dtype)
         return jnp.asarray(peak, dtype) * jnp.minimum(1, fraction)

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PyTree
 
@@ -110,10 +111,19 @@ def map(fn: Callable[..., Any], x: Tree, *rest: Tree | RealLike) -> Tree:
     """
     leaves, structure = jax.tree.flatten(x)
     new = [
-        fn(*row).astype(leaf.dtype)
+        _apply(fn, row).astype(leaf.dtype)
         for leaf, row in zip(leaves, _rows(x, *rest), strict=True)
     ]
     return jax.tree.unflatten(structure, new)
+
+
+def _apply(fn: Callable[..., Any], row: tuple[Any, ...]) -> Any:
+    """`fn(*row)`, where reals may meet complex numbers of the same precision, which is
+    an error under strict promotion."""
+    if any(jnp.iscomplexobj(entry) for entry in row):
+        with jax.numpy_dtype_promotion("standard"):
+            return fn(*row)
+    return fn(*row)
 
 
 def _rows(*args: Tree | RealLike) -> Iterator[tuple[Any, ...]]:
@@ -185,8 +195,8 @@ def where(condition: Flag, x: Tree, y: Tree | RealLike) -> Tree:
 
 
 def zeros_like(x: Tree) -> Tree:
-    """Zeros, in the dtypes (and shardings) of `x`."""
-    return jax.tree.map(jnp.zeros_like, x)
+    """Zeros, in the dtypes and shardings of `x`."""
+    return jax.tree.map(lambda a: _zeros(a, a.dtype), x)
 
 
 def accumulator_like(x: Tree, *, real: bool = False) -> Tree:
@@ -195,9 +205,15 @@ def accumulator_like(x: Tree, *, real: bool = False) -> Tree:
 
     def leaf(a: Array) -> Array:
         dtype = accumulator_dtype(a) if real else _wider(a.dtype, jnp.float32)
-        return jnp.zeros_like(a, dtype=dtype)
+        return _zeros(a, dtype)
 
     return jax.tree.map(leaf, x)
+
+
+def _zeros(like: Array, dtype: DTypeLike) -> Array:
+    # Tied to `like`, because under jit on a mesh of automatic axes zeros depend on
+    # nothing, and XLA would put all of them on every device.
+    return shard_alike(like, jnp.zeros_like(like, dtype=dtype))[1]
 
 
 def abs_sq(x: Tree) -> Tree:
@@ -222,6 +238,19 @@ def divide(
     return x / jnp.where(y == 0, jnp.inf, y)
 
 
+@jax.custom_jvp
+def sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`√x`, with derivative 0 at 0, where that of `jnp.sqrt` is infinite and makes
+    every derivative that comes through it NaN."""
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    root = sqrt(*primals)
+    return root, divide(tangents[0] / 2, root)
+
+
 # Reductions
 
 
@@ -231,7 +260,7 @@ def sum(fn: Callable[..., Array], x: Tree, *rest: Tree | RealLike) -> Scalar:
     Computed and summed in the accumulator dtype, 0 for a tree without entries.
     Arguments and errors as for [`contrib_core.tree.map`][].
     """
-    parts = [jnp.sum(fn(*row)) for row in _rows(x, *rest)]
+    parts = [jnp.sum(_apply(fn, row)) for row in _rows(x, *rest)]
     trees = [x, *(arg for arg in rest if not _is_number(arg))]
     return ft.reduce(jnp.add, parts, scalar(0, like=trees))
 

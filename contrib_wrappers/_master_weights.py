@@ -78,9 +78,12 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
             extra.map_grad_fn(translate),
         )
         master = tree.add(master, updates)
+        new_state = self._state(inner_state, master, params)
         rounded = tree.widen(tree.cast_like(master, params), self.dtype)
         step = tree.sub(rounded, params)
-        return step, self._state(inner_state, master, params)
+        # Leaves that have no copy move by the inner updates as they are.
+        step = jax.tree.map(_if_copied, updates, new_state.master, step)
+        return step, new_state
 
     def _state(
         self, inner_state: Any, master: Tree, params: Tree
@@ -94,6 +97,10 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
 
     def metrics(self, state: MasterWeightsState[Tree]) -> dict[str, Scalar]:
         return self.inner.metrics(state.inner_state)
+
+
+def _if_copied(update: Array, copy: Array | None, step: Array) -> Array:
+    return update if copy is None else step
 
 
 def _unless_same_dtype(master: Array, param: Array) -> Array | None:

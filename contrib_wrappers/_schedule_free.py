@@ -23,6 +23,7 @@ from contrib_core import (
     Extra,
     increment,
     LinearWarmup,
+    merge_metrics,
     P,
     RealLike,
     RealOrSchedule,
@@ -155,10 +156,12 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         return tree.map(_average, params, state.z, state.b1)
 
     def metrics(self, state: ScheduleFreeState[Tree]) -> dict[str, Scalar]:
-        """`schedule_free/weight`: the last $c_t$; and those of the base optimizer."""
+        """`schedule_free/weight`: the last $c_t$; and those of the base optimizer,
+        prefixed by `base` where that is schedule-free too."""
         weight = state.max_lr**self.weight_lr_power
         own = {"schedule_free/weight": tree.divide(weight, state.weight_sum)}
-        return own | self.base_optimizer.metrics(state.base_optimizer_state)
+        base = self.base_optimizer.metrics(state.base_optimizer_state)
+        return merge_metrics(own, base, "base")
 
 
 def _average(y, z, b1):
