@@ -100,7 +100,7 @@ class DoG(AbstractTransform[DoGState[Tree]]):
     def step(
         self, grads: Tree, state: DoGState[Tree], params: Tree, extra: Extra
     ) -> tuple[Tree, DoGState[Tree]]:
-        dist = tree.sqrt(tree.sq_dist(params, state.init_params))
+        dist = tree.sqrt(tree.finite(tree.sq_dist(params, state.init_params)))
         max_dist = jnp.maximum(state.estim_dist, dist)
         sum_sq = state.sum_sq_norm_grads + tree.sq_norm(grads)
         step_size = tree.divide(max_dist, tree.sqrt(sum_sq + self.eps))

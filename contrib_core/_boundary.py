@@ -24,15 +24,17 @@ T = TypeVar("T")
 
 
 def trainable(x: PyTree[Any]) -> Tree:
-    """The inexact arrays of `x` as JAX arrays of their own; `None` for other leaves."""
+    """The inexact arrays of `x`, as strongly typed JAX arrays, and else `None`."""
     return jax.tree.map(_array_or_none, x)
 
 
 def _array_or_none(leaf: Any) -> Array | None:
     if not eqx.is_inexact_array(leaf):
         return None
-    # Copied, because on CPU an array may otherwise live in NumPy's memory.
-    return leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
+    if not isinstance(leaf, jax.Array):
+        return jnp.array(leaf)  # A copy: on CPU it may else live in NumPy's memory.
+    # A weak type would be lost in the first step, and the state's type would change.
+    return lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
 
 
 def in_precision(transform: T, like: PyTree[Any]) -> T:

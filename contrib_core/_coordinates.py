@@ -154,5 +154,5 @@ def _is_prefix(mask: PyTree[Any], x: Tree) -> bool:
     return True
 
 
-def _subtree_or_none(keep: bool, subtree: Tree) -> Tree:
+def _subtree_or_none(keep: bool | np.bool_, subtree: Tree) -> Tree:
     return subtree if keep else jax.tree.map(lambda _: None, subtree)

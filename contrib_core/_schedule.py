@@ -36,13 +36,12 @@ def debias(decay: RealLike, count: Count, like: PyTree) -> Scalar:
 
     By `expm1`, since `1 - 0.999` in float32 is off by 2e-5.
     """
+    smallest = 1e-37  # Its powers vanish beside 1, and unlike 0 it has a logarithm.
     if isinstance(decay, int | float):
-        log = math.log(decay) if decay > 0 else -math.inf
+        log = math.log(max(decay, smallest))
     else:
-        log = jnp.log(decay)
-    # Kept finite, since -inf * 0 is NaN; no float64 has a logarithm below -745.
-    finite_log = jnp.maximum(tree.scalar(log, like), -1000)
-    return -jnp.expm1(finite_log * tree.scalar(count, like))
+        log = jnp.log(jnp.maximum(decay, smallest))
+    return -jnp.expm1(tree.scalar(log, like) * tree.scalar(count, like))
 
 
 class LinearWarmup(eqx.Module):

@@ -48,13 +48,13 @@ def scalar(x: RealLike, like: PyTree[Any]) -> Scalar:
 
 def cast_like(x: Tree, like: Tree) -> Tree:
     """`x` in the dtypes of `like`."""
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, like)
+    return jax.tree.map(lambda a, b: _cast(a, b.dtype), x, like)
 
 
 def widen(x: Tree, dtype: DTypeLike = jnp.float32) -> Tree:
     """`x` with every leaf in the wider of its own dtype and `dtype`; by default 16-bit
     leaves become float32, which is what statistics are computed from."""
-    return jax.tree.map(lambda a: a.astype(_wider(a.dtype, dtype)), x)
+    return jax.tree.map(lambda a: _cast(a, _wider(a.dtype, dtype)), x)
 
 
 def _wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
@@ -80,7 +80,12 @@ def finite(x: Scalar) -> Scalar:
 
 def _widen(x: Array, real: jnp.dtype) -> Array:
     """`x` with components of dtype `real`."""
-    return x.astype(_wider(real, jnp.complex64) if jnp.iscomplexobj(x) else real)
+    return _cast(x, _wider(real, jnp.complex64) if jnp.iscomplexobj(x) else real)
+
+
+def _cast(x: Array, dtype: DTypeLike) -> Array:
+    """`x.astype(dtype)`, which is slow to trace where it does nothing."""
+    return x if x.dtype == dtype and not x.weak_type else x.astype(dtype)
 
 
 def _saturate(x: Array) -> Array:
@@ -111,7 +116,7 @@ def map(fn: Callable[..., Any], x: Tree, *rest: Tree | RealLike) -> Tree:
     """
     leaves, structure = jax.tree.flatten(x)
     new = [
-        _apply(fn, row).astype(leaf.dtype)
+        _cast(_apply(fn, row), leaf.dtype)
         for leaf, row in zip(leaves, _rows(x, *rest), strict=True)
     ]
     return jax.tree.unflatten(structure, new)
@@ -304,9 +309,11 @@ def norm(x: Tree) -> Scalar:
     which is exact.
     """
     largest = lax.stop_gradient(max_abs(x))
-    limit = jnp.finfo(largest.dtype).maxexp - 3
+    maxexp = jnp.finfo(largest.dtype).maxexp
     _, exponent = jnp.frexp(largest)
-    unit = jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -limit, limit))
+    # Not below the root of the smallest number, or derivatives would underflow.
+    exponent = jnp.clip(exponent, -maxexp // 2, maxexp - 3)
+    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
     squares = sum(lambda a, u: _abs_sq(a / u), x, unit)
     nonzero = squares > 0
     root = jnp.sqrt(jnp.where(nonzero, squares, 1)) * unit

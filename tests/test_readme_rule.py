@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import contract
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def source() -> str:
 
 @pytest.fixture(scope="module")
 def rule():
-    namespace = {"__name__": "readme_rule"}
+    namespace: dict[str, Any] = {"__name__": "readme_rule"}
     exec(compile(source(), "README.md", "exec"), namespace)
     return namespace["SPS"]()
 

@@ -1,0 +1,1 @@
+"""Demonstration and measurements: `python -m benchmarks` lists the commands."""

@@ -1,0 +1,99 @@
+"""`python -m benchmarks compile`: how large the compiled step is, and how it grows.
+
+Instructions are counted, which is free of noise, at N leaves and at a tenth of them.
+Seconds to trace and compile are for information: they are measured once.
+"""
+
+import time
+from typing import Any
+
+from contrib_core import Transform
+
+from . import report, trees
+from .rules import Rule, RULES
+from .step import compiled, instructions
+
+
+# Ten times the leaves may have little more than ten times the instructions: a sum over
+# all leaves that is copied into the loop of every leaf shows here.
+MOST_GROWTH = 10.5
+
+# Instructions on scalars, however many leaves there are, for the guards against
+# division by zero and overflow that the peer's rules are without.
+GUARDS = 8
+
+
+def main(argv: list[str]) -> int:
+    """Measures, prints, writes; 1 if `--check` finds more than it allows."""
+    parser = report.parser("compile", "Size of the step.", tree="leaves:200")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"exit 1 where instructions grow more than {MOST_GROWTH} times, or are "
+        f"above optax's by more than {GUARDS}",
+    )
+    args = parser.parse_args(argv)
+    large = report.shapes(parser, args)
+    if not args.tree.startswith("leaves:") or len(large) % 10:
+        parser.error("compile needs --tree leaves:N with N a multiple of 10")
+    rows = {name: _measure(name, RULES[name], large) for name in args.rules}
+    n = len(large)
+    report.print_table(
+        f"HLO instructions, {n} leaves of 64x16",
+        ["rule", str(n // 10), str(n), "growth", "peer", "ratio", "s", "peer s"],
+        [_cells(name, row) for name, row in rows.items()],
+    )
+    report.write_json("compile", args, rows)
+    return report.verdict(_failures(rows)) if args.check else 0
+
+
+def _measure(name: str, rule: Rule, large: trees.Shapes) -> dict[str, Any]:
+    report.progress(name)
+    ours = _size(rule.ours, rule, large)
+    peer = None if rule.peer is None else _size(rule.peer, rule, large)
+    return {"ours": ours, "peer": peer}
+
+
+def _size(transform: Transform, rule: Rule, large: trees.Shapes) -> dict[str, Any]:
+    small = dict(list(large.items())[: len(large) // 10])
+    # The small one first, so that the time of the large one is without first calls.
+    before = instructions(compiled(transform, trees.abstract(small, rule.dtype)))
+    start = time.perf_counter()
+    step = compiled(transform, trees.abstract(large, rule.dtype))
+    seconds = time.perf_counter() - start
+    after = instructions(step)
+    return {
+        "instructions_small": before,
+        "instructions": after,
+        "growth": after / before,
+        "seconds": seconds,
+    }
+
+
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    ours, peer = row["ours"], row["peer"] or {}
+    count = peer.get("instructions")
+    return [
+        name,
+        str(ours["instructions_small"]),
+        str(ours["instructions"]),
+        report.number(ours["growth"]),
+        report.number(count, 0),
+        report.number(report.ratio(ours["instructions"], count), 3),
+        report.number(ours["seconds"]),
+        report.number(peer.get("seconds")),
+    ]
+
+
+def _failures(rows: dict[str, Any]) -> list[str]:
+    failures = []
+    for name, row in rows.items():
+        ours, peer = row["ours"], row["peer"]
+        if ours["growth"] > MOST_GROWTH:
+            failures.append(f"{name}: growth {ours['growth']:.2f}, most {MOST_GROWTH}")
+        if peer and ours["instructions"] > peer["instructions"] + GUARDS:
+            failures.append(
+                f"{name}: {ours['instructions']} instructions, the peer's "
+                f"{peer['instructions']} (and {GUARDS} for guards)"
+            )
+    return failures

@@ -1,0 +1,88 @@
+"""The numbers of the demo: as a table, as a sentence, and as JSON."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from .train import BATCH_SIZE, Result
+
+
+def table(results: list[Result]) -> Table:
+    """A row for each method."""
+    num_seeds, num_steps = results[0].losses.shape[1:]
+    grid = Table(
+        title=f"Handwritten digits, {num_steps} steps of {BATCH_SIZE} images",
+        caption=f"Mean over {num_seeds} seeds, ± the standard deviation. The learning "
+        "rate shown is the one with the best test accuracy. Milliseconds are for one "
+        "network, of those trained at once.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    grid.add_column("method", no_wrap=True)
+    grid.add_column("what had\nto be tuned", no_wrap=True)
+    for name in ("train\nloss", "test\naccuracy", "learned\nstep size", "ms a\nstep"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        grid.add_row(*_row(result))
+    return grid
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    i, sizes = result.best, result.step_sizes
+    tried = len(result.learning_rates)
+    accuracy = 100 * result.test_accuracy[i]
+    return (
+        result.name,
+        f"learning rate:\n{result.best_rate:.2g} of {tried}" if tried else "nothing",
+        f"{result.train_loss[i].mean():.1e}",
+        f"{accuracy.mean():.1f} ± {accuracy.std():.1f} %",
+        "-" if sizes is None else f"{sizes[i, :, -1].mean():.2g}",
+        f"{result.ms_per_step:.2f}",
+    )
+
+
+def verdict(results: list[Result]) -> str | None:
+    """How the worst method with nothing tuned compares with the best learning rate of
+    adam, or of whichever was tuned; `None` unless there are both."""
+    tuned = [r for r in results if r.learning_rates]
+    untuned = [r.accuracy for r in results if not r.learning_rates]
+    if not (tuned and untuned):
+        return None
+    best = max(tuned, key=lambda r: r.accuracy)
+    points = 100 * (best.accuracy - min(untuned))
+    how = f"at most {points:.1f} points below" if points > 0 else "above"
+    return (
+        f"Nothing tuned: accuracy {how} the best of {best.name}'s "
+        f"{len(best.learning_rates)} learning rates"
+    )
+
+
+def write_json(results: list[Result], seconds: float, path: Path) -> None:
+    """All that was measured. Arrays are nested lists: learning rates, then seeds, then
+    (for losses and step sizes) steps. Numbers that are not finite become null."""
+    num_seeds, num_steps = results[0].losses.shape[1:]
+    content = {
+        "steps": num_steps,
+        "seeds": num_seeds,
+        "batch_size": BATCH_SIZE,
+        "seconds": seconds,
+        "verdict": verdict(results),
+        "methods": {result.name: _plain(vars(result)) for result in results},
+    }
+    path.write_text(json.dumps(content, allow_nan=False) + "\n")
+
+
+def _plain(x: Any) -> Any:
+    """`x` as JSON knows it, floats to four digits."""
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, np.ndarray | tuple | list):
+        return [_plain(value) for value in x]
+    if isinstance(x, float | np.floating):
+        return float(f"{x:.4g}") if math.isfinite(x) else None
+    return x

@@ -1,0 +1,96 @@
+"""What is measured: our rules, each beside its counterpart in optax."""
+
+import re
+from dataclasses import dataclass
+
+import optax
+from optax import contrib
+
+from contrib_algos import adam, adamw, dog, lion, normalize, prodigy, sgd
+from contrib_core import Transform
+from contrib_wrappers import (
+    master_weights,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
+    split_real_and_imaginary,
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the tables.
+
+    `passes` is why a step cannot move fewer bytes: each pass over the trees that has to
+    wait for a scalar of the pass before, as `what it reads > what it writes`, in the
+    symbols of the rule (x parameters, g gradients). `2m` is a tree of twice the bytes
+    of the parameters, as float32 statistics of bfloat16 parameters are.
+    """
+
+    ours: Transform
+    peer: optax.GradientTransformation | None  # None where optax has none.
+    passes: str
+    dtype: str = "float32"  # Of the parameters.
+    most: tuple[float, float] | None = None  # Streams and temp that `--check` allows.
+
+    @property
+    def floor(self) -> int:
+        """The fewest streams: trees read and written, in units of the parameters."""
+        trees = re.findall(r"(\d*)[a-z]\w*", self.passes)
+        return sum(int(factor or 1) for factor in trees)
+
+
+LR = 1e-3
+DECAY = 0.1
+
+ADAM = "g m v x > m v x"
+# The scalar that scales the step is a sum over all gradients; the distance to x_0 can
+# be summed up while the new parameters are written.
+DOG = "g > ; g x x0 > x"
+DOG_DECAY = "g x > ; g x x0 > x"
+# The second pass waits for the norm of the new s.
+PRODIGY = "g s x x0 > s ; g m v x > m v x"
+# w is the float32 copy, by which alone the new parameters are determined.
+MASTER_PRODIGY = "g 2s 2w 2x0 > 2s ; g 2m 2v 2w > 2m 2v 2w x"
+
+RULES = {
+    "sgd": Rule(sgd(LR), optax.sgd(LR), "g x > x"),
+    "momentum": Rule(sgd(LR, 0.9), optax.sgd(LR, 0.9), "g m x > m x"),
+    "nesterov": Rule(sgd(LR, 0.9, True), optax.sgd(LR, 0.9, True), "g m x > m x"),
+    "adam": Rule(adam(LR), optax.adam(LR), ADAM),
+    "adamw": Rule(adamw(LR), optax.adamw(LR), ADAM),
+    "lion": Rule(lion(LR), optax.lion(LR), "g m x > m x"),
+    "normalize": Rule(normalize(), contrib.normalize(), "g > ; g x > x"),
+    "dog": Rule(dog(), contrib.dog(), DOG),
+    "dog_decay": Rule(
+        dog(weight_decay=DECAY), contrib.dog(weight_decay=DECAY), DOG_DECAY
+    ),
+    "prodigy": Rule(prodigy(), contrib.prodigy(), PRODIGY),
+    "prodigy_decay": Rule(
+        prodigy(weight_decay=DECAY), contrib.prodigy(weight_decay=DECAY), PRODIGY
+    ),
+    "schedule_free": Rule(
+        schedule_free(sgd(LR), LR),
+        contrib.schedule_free(optax.sgd(LR), LR),
+        "g x z > x z",
+        most=(7, 0),
+    ),
+    "schedule_free_sgd": Rule(
+        schedule_free_sgd(LR),
+        contrib.schedule_free_sgd(LR),
+        "g x z > x z",
+        most=(7, 0),
+    ),
+    "schedule_free_adamw": Rule(
+        schedule_free_adamw(LR), contrib.schedule_free_adamw(LR), "g v x z > v x z"
+    ),
+    "split": Rule(
+        split_real_and_imaginary(adam(LR)),
+        contrib.split_real_and_imaginary(optax.adam(LR)),
+        ADAM,
+        dtype="complex64",
+    ),
+    "master_weights": Rule(
+        master_weights(prodigy()), None, MASTER_PRODIGY, dtype="bfloat16"
+    ),
+}
