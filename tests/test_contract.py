@@ -1,21 +1,26 @@
 """The contract C1 to C10 over every transform in the zoo."""
 
+from typing import Any
+
+import contract
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
-
-import contract
-from zoo import Entry, GENERATED, NAMED, ZOO
+from zoo import Entry, NAMED, RULES, ZOO
 
 
 every = pytest.mark.parametrize("entry", ZOO.values(), ids=ZOO.keys())
 named = pytest.mark.parametrize("entry", NAMED.values(), ids=NAMED.keys())
-generated = pytest.mark.parametrize("entry", GENERATED.values(), ids=GENERATED.keys())
 
 
 @every
 def test_c1_types(entry: Entry):
     contract.check_types(entry.transform)
+
+
+@named
+def test_c1_types_of_one_kind(entry: Entry):
+    contract.check_types_of_one_kind(entry.transform)
 
 
 @every
@@ -35,7 +40,7 @@ def test_c4_purity(entry: Entry):
 
 @every
 def test_c5_finite(entry: Entry):
-    contract.check_finite(entry.transform, descends=entry.descends)
+    contract.check_finite(entry.transform, descends=entry.descends, ours=entry.ours)
 
 
 @every
@@ -60,23 +65,42 @@ def test_c8_sharding_explicit(entry: Entry):
 
 @named
 def test_c8_sharding_auto(entry: Entry):
-    contract.check_sharding(entry.transform, AxisType.Auto)
+    contract.check_sharding(entry.transform, AxisType.Auto, ours=entry.ours)
 
 
 @every
 def test_c9_bfloat16(entry: Entry):
-    contract.check_low_precision(
-        entry.transform, jnp.bfloat16, descends=entry.descends, narrow=entry.narrow
-    )
+    _check_low_precision(entry, jnp.bfloat16)
 
 
 @named
 def test_c9_float16(entry: Entry):
+    _check_low_precision(entry, jnp.float16)
+
+
+def _check_low_precision(entry: Entry, dtype: Any):
     contract.check_low_precision(
-        entry.transform, jnp.float16, descends=entry.descends, narrow=entry.narrow
+        entry.transform,
+        dtype,
+        descends=entry.descends,
+        narrow=entry.narrow,
+        ours=entry.ours,
     )
+
+
+def test_c9_docstring_says_so():
+    """Rules that need `master_weights` for 16-bit parameters say so."""
+    rules = [e.transform for e in RULES.values() if not e.narrow]
+    assert rules
+    for rule in rules:
+        assert "contrib_wrappers.master_weights" in (type(rule).__doc__ or "")
 
 
 @every
 def test_c10_composition(entry: Entry):
     contract.check_composition(entry.transform)
+
+
+@named
+def test_c10_wrappers(entry: Entry):
+    contract.check_wrappers(entry.transform)

@@ -17,9 +17,9 @@ def table(results: list[Result]) -> Table:
     num_seeds, num_steps = results[0].losses.shape[1:]
     grid = Table(
         title=f"Handwritten digits, {num_steps} steps of {BATCH_SIZE} images",
-        caption=f"Mean over {num_seeds} seeds, ± the standard deviation. The learning "
-        "rate shown is the one with the best test accuracy. Milliseconds are for one "
-        "network, of those trained at once.",
+        caption=f"Mean over {num_seeds} seeds, ± the standard deviation, at the rate "
+        "with the best test accuracy. Milliseconds are for one network, of those "
+        "trained at once.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -33,12 +33,12 @@ def table(results: list[Result]) -> Table:
 
 
 def _row(result: Result) -> tuple[str, ...]:
-    i, sizes = result.best, result.step_sizes
-    tried = len(result.learning_rates)
+    i, rate, tried = result.best, result.best_rate, len(result.learning_rates)
+    sizes = result.step_sizes
     accuracy = 100 * result.test_accuracy[i]
     return (
         result.name,
-        f"learning rate:\n{result.best_rate:.2g} of {tried}" if tried else "nothing",
+        "nothing" if rate is None else f"learning rate,\n{tried} tried: {rate:.2g}",
         f"{result.train_loss[i].mean():.1e}",
         f"{accuracy.mean():.1f} ± {accuracy.std():.1f} %",
         "-" if sizes is None else f"{sizes[i, :, -1].mean():.2g}",
@@ -55,7 +55,7 @@ def verdict(results: list[Result]) -> str | None:
         return None
     best = max(tuned, key=lambda r: r.accuracy)
     points = 100 * (best.accuracy - min(untuned))
-    how = f"at most {points:.1f} points below" if points > 0 else "above"
+    how = f"at most {points:.1f} points below" if points > 0 else "no lower than"
     return (
         f"Nothing tuned: accuracy {how} the best of {best.name}'s "
         f"{len(best.learning_rates)} learning rates"

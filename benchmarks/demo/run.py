@@ -35,7 +35,7 @@ def run(names: list[str], steps: int, seeds: int, out: Path, show: bool) -> int:
 
     console.print(table(results))
     if sentence := verdict(results):
-        console.print(f"{sentence}.")
+        print(f"{sentence}.")
     write_json(results, seconds, out / "demo.json")
     draw(results, out / "demo.png")
     print(f"Took {seconds:.0f} s, with compilation. Picture and numbers:")

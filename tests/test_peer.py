@@ -1,0 +1,254 @@
+"""What is fixed here that is broken in `optax.contrib` 0.2.8.
+
+Each test runs both: it fails if ours has the defect, and if optax lost it, so that the
+documentation can be brought up to date.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jaxtyping import Array
+from optax import contrib as peer
+from problems import references
+
+from contrib_algos import dog, prodigy, sgd
+from contrib_wrappers import (
+    schedule_free,
+    schedule_free_eval_params,
+    schedule_free_sgd,
+    split_real_and_imaginary,
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+START = jnp.array([1.0, 2.0, 3.0])
+
+
+def run(
+    opt: Any, grads: Callable[[Any, Any], Any], num_steps: int, params: Any = START
+) -> tuple[Any, Any]:
+    """The parameters after each step, and the last state; not by `lax.scan`, which
+    refuses states that drift."""
+
+    @jax.jit
+    def step(params, state, i):
+        updates, state = opt.update(grads(params, i), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, points = opt.init(params), []
+    for i in range(num_steps):
+        params, state = step(params, state, i)
+        points.append(params)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *points), state
+
+
+def zero_at_first(x: Array, i: Array) -> Array:
+    return jnp.where(i == 0, 0.0, 2 * x)
+
+
+def gradient(x: Array, i: Array) -> Array:
+    del i
+    return 2 * x
+
+
+def from_zero(count: Any) -> Array:
+    return jnp.minimum(1.0, count / 3)
+
+
+def test_prodigy_survives_a_zero_first_gradient_where_optax_0_2_8_is_nan():
+    theirs, _ = run(peer.prodigy(), zero_at_first, 300)
+    assert np.isnan(theirs).all()
+    ours, _ = run(prodigy(), zero_at_first, 300)
+    assert np.isfinite(ours).all() and jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_prodigy_survives_warmup_from_0_where_optax_0_2_8_is_nan():
+    theirs, _ = run(peer.prodigy(from_zero), gradient, 300)
+    assert np.isnan(theirs).all()
+    ours, _ = run(prodigy(from_zero), gradient, 300)
+    assert np.isfinite(ours).all() and jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_dog_starts_after_a_zero_first_gradient_where_optax_0_2_8_is_frozen():
+    theirs, _ = run(peer.dog(init_step=("learning_rate", 1e-3)), zero_at_first, 300)
+    np.testing.assert_array_equal(theirs[-1], START)
+    ours, _ = run(dog(init_learning_rate=1e-3), zero_at_first, 300)
+    assert jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_dog_starts_after_warmup_from_0_where_optax_0_2_8_is_frozen():
+    init_step = ("learning_rate", 1e-3)
+    theirs, _ = run(peer.dog(from_zero, init_step), gradient, 300)
+    np.testing.assert_array_equal(theirs[-1], START)
+    ours, _ = run(dog(from_zero, init_learning_rate=1e-3), gradient, 300)
+    assert jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_dog_takes_a_null_step_at_0_over_0_where_optax_0_2_8_is_nan():
+    theirs, _ = run(peer.dog(eps=0.0), zero_at_first, 300)
+    assert np.isnan(theirs).all()
+    ours, _ = run(dog(eps=0.0), zero_at_first, 300)
+    np.testing.assert_array_equal(ours[0], START)
+    assert jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_dog_sums_unit_gradients_in_bfloat16_where_optax_0_2_8_stops_at_256():
+    def unit_gradient(x, i):
+        return jnp.full_like(x, 0.5)
+
+    start = jnp.zeros(4, jnp.bfloat16)
+    _, (_, theirs, _) = run(peer.dog(), unit_gradient, 1000, start)
+    assert theirs.sum_sq_norm_grads == 256
+    _, ours = run(dog(), unit_gradient, 1000, start)
+    np.testing.assert_allclose(ours.sum_sq_norm_grads, 1000, rtol=1e-6)
+
+
+def test_schedule_free_weighs_evenly_in_bfloat16_where_optax_0_2_8_stops_at_256():
+    start = jnp.zeros(4, jnp.bfloat16)
+    _, theirs = run(peer.schedule_free_sgd(1.0), gradient, 400, start)
+    assert theirs.weight_sum == 256 and theirs.b1.dtype == jnp.bfloat16
+    _, ours = run(schedule_free_sgd(1.0), gradient, 400, start)
+    assert ours.weight_sum == 400 and ours.b1 == jnp.float32(0.9)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs", [(dog, peer.dog), (prodigy, peer.prodigy)], ids=["dog", "prodigy"]
+)
+def test_first_step_can_be_donated_where_optax_0_2_8_gives_a_buffer_twice(ours, theirs):
+    def first_step(opt):
+        def step(params, state):
+            updates, state = opt.update(jnp.ones(3), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params = 2 * START
+        donated = jax.jit(step, donate_argnums=(0, 1))
+        return jax.block_until_ready(donated(params, opt.init(params)))
+
+    with pytest.raises(RuntimeError, match="donate the same buffer twice"):
+        first_step(theirs())
+    moved, _ = first_step(ours())
+    assert np.isfinite(moved).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "reference",
+    [r for r in references() if {"warmup_steps"} <= set(r.kwargs) and "sgd" in r.rule],
+    ids=lambda reference: reference.id,
+)
+def test_schedule_free_warmup_is_official_where_optax_0_2_8_is_a_step_off(reference):
+    problem = reference.problem
+
+    def error(opt, eval_params):
+        step = jax.jit(opt.update)
+        params = jax.tree.map(jnp.asarray, problem.params)
+        state, trained, evaluated = opt.init(params), [], []
+        for i in range(reference.steps[-1]):
+            _, grads = problem.value_and_grad(params, i)
+            updates, state = step(grads, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+            if i + 1 in reference.steps:
+                trained.append(params)
+                evaluated.append(eval_params(state, params))
+        trained, evaluated = (
+            jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+            for points in (trained, evaluated)
+        )
+        return max(reference.error(trained), reference.error(evaluated, evaluated=True))
+
+    theirs = peer.schedule_free_sgd(**reference.kwargs)
+    assert error(theirs, peer.schedule_free_eval_params) > 1e-2
+    ours = schedule_free_sgd(**reference.kwargs)
+    assert error(ours, schedule_free_eval_params) < 1e-10
+
+
+def test_schedule_free_first_warmup_step_moves_where_that_of_optax_0_2_8_is_null():
+    theirs, _ = run(peer.schedule_free_sgd(0.5, 10), gradient, 1)
+    np.testing.assert_allclose(theirs[0], START, rtol=1e-6)
+    ours, _ = run(schedule_free_sgd(0.5, 10), gradient, 1)
+    np.testing.assert_allclose(ours[0], START - 0.05 * 2 * START, rtol=1e-6)
+
+
+def test_schedule_free_b1_may_be_0_where_optax_0_2_8_is_nan():
+    theirs, _ = run(peer.schedule_free_sgd(0.1, b1=0.0), gradient, 3)
+    assert np.isnan(theirs).all()
+    ours, _ = run(schedule_free_sgd(0.1, b1=0.0), gradient, 3)
+    plain, _ = run(sgd(0.1), gradient, 3)
+    np.testing.assert_allclose(ours, plain, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_schedule_free_state_dtype_never_narrows_where_that_of_optax_0_2_8_does():
+    params = {"wide": jnp.ones(3), "complex": jnp.full(3, 1 + 1j, jnp.complex64)}
+    dtype = jnp.float32
+    theirs: Any = peer.schedule_free(optax.sgd(0.1), 0.1, state_dtype=dtype)
+    ours = schedule_free(sgd(0.1), 0.1, state_dtype=dtype)
+    real = {"wide": params["wide"]}
+    assert theirs.init(real).z["wide"].dtype == jnp.float32
+    z = ours.init(params).z
+    assert z["wide"].dtype == jnp.float64 and z["complex"].dtype == jnp.complex64
+
+
+@pytest.mark.parametrize(
+    "ours, theirs", [(dog, peer.dog), (prodigy, peer.prodigy)], ids=["dog", "prodigy"]
+)
+def test_mixed_precision_scans_where_the_state_of_optax_0_2_8_drifts(ours, theirs):
+    params = {"a": jnp.ones(3), "b": jnp.ones(3, jnp.bfloat16)}
+
+    def scan(opt: Any) -> Any:
+        def step(carry, _):
+            params, state = carry
+            updates, state = opt.update(params, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params_, _), _ = lax.scan(step, (params, opt.init(params)), None, length=3)
+        return params_
+
+    with pytest.raises(TypeError, match="carry input and carry output must have equal"):
+        scan(theirs())
+    moved = scan(ours())
+    assert moved["a"].dtype == jnp.float32 and moved["b"].dtype == jnp.bfloat16
+    assert (moved["a"] < 1).all()
+
+
+def test_split_keeps_real_parts_beside_infinities_where_optax_0_2_8_makes_nan():
+    params = jnp.ones(1, jnp.complex64)
+    grads = lax.complex(jnp.array([3.0]), jnp.array([jnp.inf]))
+
+    def update(opt: Any) -> Any:
+        return opt.update(grads, opt.init(params), params)[0]
+
+    theirs = update(peer.split_real_and_imaginary(optax.sgd(1.0)))
+    assert np.isnan(theirs.real).all()
+    ours = update(split_real_and_imaginary(sgd(1.0)))
+    np.testing.assert_array_equal(ours.real, [-3.0])
+    np.testing.assert_array_equal(ours.imag, [-jnp.inf])
+
+
+def test_split_passes_extras_where_optax_0_2_8_does_not_take_them():
+    params = jnp.ones(1, jnp.complex64)
+
+    def by_value(updates, state, params=None, **extra):
+        return jax.tree.map(lambda u: extra["value"] * u, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), by_value
+    )
+    theirs: Any = peer.split_real_and_imaginary(inner)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'value'"):
+        theirs.update(params, theirs.init(params), params, value=2.0)
+    ours = split_real_and_imaginary(inner)
+    updates, _ = ours.update(params, ours.init(params), params, value=2.0)
+    np.testing.assert_array_equal(updates, 2 * params)

@@ -1,0 +1,838 @@
+"""What single rules and wrappers promise beyond the contract that all of them keep."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jaxtyping import Array
+
+from contrib_algos import (
+    Adam,
+    adam,
+    adamw,
+    DoG,
+    dog,
+    Lion,
+    lion,
+    Momentum,
+    normalize,
+    Prodigy,
+    prodigy,
+    RMS,
+    sgd,
+)
+from contrib_core import (
+    AbstractTransform,
+    add_decayed_weights,
+    apply_updates,
+    chain,
+    LinearWarmup,
+    masked,
+    scale,
+    scale_by_learning_rate,
+    to_optax,
+)
+from contrib_wrappers import (
+    master_weights,
+    RealAndImaginary,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_eval_params,
+    schedule_free_sgd,
+    split_real_and_imaginary,
+)
+
+
+def descend(
+    opt: Any, params: Any, grads: Callable[[Any, Array], Any], num_steps: int
+) -> tuple[Any, Any]:
+    """Parameters and states after each step, on a leading axis; one compilation."""
+
+    def step(carry, i):
+        params, state = carry
+        updates, state = opt.update(grads(params, i), state, params)
+        carry = apply_updates(params, updates), state
+        return carry, carry
+
+    @jax.jit
+    def run(params):
+        start = params, opt.init(params)
+        return lax.scan(step, start, jnp.arange(num_steps))[1]
+
+    return run(params)
+
+
+def last(trajectory: Any) -> Any:
+    return jax.tree.map(lambda x: x[-1], trajectory)
+
+
+def sum_of_squares(x: Array) -> Array:
+    return jnp.sum(x**2)
+
+
+def its_gradient(x: Array, i: Array) -> Array:
+    del i
+    return 2 * x
+
+
+# The examples of the manual
+
+EXAMPLES = [
+    (dog(), [13.999965, 13.999939, 13.999904, 13.999857, 13.999793], 5e-7),
+    (schedule_free_sgd(), [14.0, 0.0, 0.996, 0.806, 0.241], 5e-4),
+    (schedule_free_adamw(1.0), [5.00, 3.05, 1.73, 0.894, 0.413], 5e-3),
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("opt, expected, atol", EXAMPLES, ids=["dog", "sgd", "adamw"])
+def test_losses_of_the_manual(opt, expected, atol):
+    params, states = descend(opt, jnp.array([1.0, 2.0, 3.0]), its_gradient, 5)
+    evaluated = jax.vmap(opt.eval_params)(states, params)
+    np.testing.assert_allclose(
+        jax.vmap(sum_of_squares)(evaluated), expected, rtol=0, atol=atol
+    )
+
+
+# Null first steps
+
+NULL_STEPS = 3
+
+
+def null_then(rate: float) -> Callable[[Any], Array]:
+    return lambda count: jnp.where(count < NULL_STEPS, 0.0, rate)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        dog,
+        lambda rate=1.0: dog(rate, init_learning_rate=1e-3),
+        lambda rate=1.0: dog(rate, eps=0.0),
+        prodigy,
+        lambda rate=1.0: prodigy(rate, safeguard_warmup=True, growth_rate=2.0),
+    ],
+    ids=["dog", "dog-init_learning_rate", "dog-eps-0", "prodigy", "prodigy-options"],
+)
+@pytest.mark.parametrize("null", ["gradient", "learning_rate"])
+def test_null_first_steps_only_delay_training(make, null):
+    start = jnp.array([1.0, 2.0, 3.0])
+
+    def grads(x, i):
+        return jnp.where((null == "gradient") & (i < NULL_STEPS), 0.0, 2 * x)
+
+    opt = make(null_then(1.0)) if null == "learning_rate" else make()
+    params, states = descend(opt, start, grads, 500)
+    inexact = eqx.filter((params, states), eqx.is_inexact_array)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(inexact))
+    np.testing.assert_array_equal(params[:NULL_STEPS], [start] * NULL_STEPS)
+    assert not np.array_equal(params[NULL_STEPS], start)
+    assert sum_of_squares(params[-1]) < 1e-2
+
+
+def test_init_learning_rate_is_used_until_the_parameters_have_moved():
+    start = jnp.array([1.0, 2.0, 3.0])
+    opt = dog(init_learning_rate=1e-3)
+    params, states = descend(
+        opt, start, lambda x, i: jnp.where(i < NULL_STEPS, 0.0, 2 * x), 6
+    )
+    np.testing.assert_allclose(params[NULL_STEPS], start - 2e-3 * start, rtol=1e-6)
+    np.testing.assert_array_equal(states.first_step, [1, 1, 1, 1, 0, 0])
+
+
+def test_growth_is_bounded_after_a_free_first_jump():
+    """`d` may jump once, from `d0`; then it grows by at most `growth_rate` towards the
+    largest estimate so far, even where later ones are smaller."""
+    start = jnp.array([1.0, 2.0, 3.0])
+    options: dict[str, Any] = {"estim_lr0": 1e-3, "estim_lr_coef": 50.0}
+    _, free = descend(prodigy(**options), start, its_gradient, 60)
+    _, bounded = descend(prodigy(**options, growth_rate=1.3), start, its_gradient, 60)
+    d, d_max = np.asarray(bounded.estim_lr), np.asarray(bounded.max_estim_lr)
+    (jump, *_) = np.flatnonzero(d > d[0])
+    assert d[jump] > 10 * d[0] and d[jump] == free.estim_lr[jump] == d_max[jump]
+    growth = d[jump + 1 :] / d[jump:-1]
+    # It hits the bound, and later, at the largest estimate, it stays.
+    np.testing.assert_allclose(growth[:10], 1.3, rtol=1e-6)
+    assert np.all(growth <= 1.3 + 1e-6) and growth[-1] == 1 and d[-1] == d_max[-1]
+    assert np.all(d <= d_max) and np.all(np.diff(d_max) >= 0)
+    assert free.max_estim_lr is None
+
+
+# Statistics of 16-bit parameters
+
+TRANSFORMS: dict[str, AbstractTransform] = {
+    "sgd": sgd(0.1, 0.9),
+    "adam": adam(lambda count: 0.1),
+    "adamw": adamw(0.1),
+    "lion": lion(0.1),
+    "dog": dog(weight_decay=0.1),
+    "dog-init_learning_rate": dog(init_learning_rate=0.1),
+    "prodigy": prodigy(growth_rate=2.0),
+    "schedule_free": schedule_free(sgd(0.1), 0.1, state_dtype=None),
+    "schedule_free_sgd": schedule_free_sgd(warmup_steps=3),
+    "schedule_free_adamw": schedule_free_adamw(weight_decay=0.1),
+    "split": split_real_and_imaginary(prodigy()),
+    "masked": masked(prodigy(), True),
+    "master_weights": master_weights(schedule_free(dog(), 1.0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_scalars_of_16_bit_parameters_are_float32(name, dtype):
+    opt = TRANSFORMS[name]
+    params = {"a": jnp.ones(3, dtype), "b": jnp.ones((2, 2), dtype)}
+    state = opt.init(params)
+    _, new_state = opt.update(params, state, params)
+    scalars = [x for x in jax.tree.leaves((state, new_state)) if x.ndim == 0]
+    dtypes = {str(x.dtype) for x in scalars}
+    assert dtypes <= {"float32", "int32", "bool"}
+    assert "float32" in dtypes or name in ("sgd", "adam", "adamw", "lion")
+
+
+def test_sum_of_squares_of_3000_unit_steps_in_bfloat16():
+    start = jnp.zeros(4, jnp.bfloat16)
+    _, state = last(descend(dog(), start, lambda x, i: jnp.full_like(x, 0.5), 3000))
+    np.testing.assert_allclose(state.sum_sq_norm_grads, 3000, rtol=1e-6)
+
+
+# Schedule-free
+
+TARGET = np.array([1.0, -2.0, 0.5])
+
+
+def three_sequences(
+    learning_rates: np.ndarray,
+    base_rates: np.ndarray,
+    b1: float,
+    power: float,
+    decay_at: str = "y",
+    decay: float = 0.0,
+) -> tuple[np.ndarray, ...]:
+    """x, y and z as the paper has them, each stored, on ||v - TARGET||^2 / 2."""
+    x = z = y = np.zeros(3)
+    weight_sum, points = 0.0, []
+    for k, (rate, base_rate) in enumerate(zip(learning_rates, base_rates, strict=True)):
+        shrunk = y if decay_at == "y" else z
+        z = z - base_rate * (y - TARGET + decay * shrunk)
+        weight = max(learning_rates[: k + 1]) ** power
+        weight_sum += weight
+        c = weight / weight_sum if weight_sum > 0 else 0.0
+        x = (1 - c) * x + c * z
+        y = (1 - b1) * z + b1 * x
+        points.append((x, y, z))
+    return tuple(map(np.array, zip(*points, strict=True)))
+
+
+def rates(values: np.ndarray) -> Callable[[Any], Array]:
+    return lambda count: jnp.asarray(values)[count]
+
+
+STEPS = 40
+WARMUP = 0.5 * np.minimum(np.arange(1, STEPS + 1) / 10, 1)
+CONSTANT = np.full(STEPS, 0.5)
+LATE = np.where(np.arange(STEPS) < 5, 0.0, 0.3)
+RISE_AND_FALL = 0.5 * np.sin(np.arange(1, STEPS + 1) / 10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("b1", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    "weights, base",
+    [
+        (WARMUP, WARMUP),
+        (CONSTANT, CONSTANT),
+        (RISE_AND_FALL, RISE_AND_FALL),
+        (LATE, LATE),
+        (LATE, CONSTANT),  # z moves while no weight has been gathered.
+    ],
+    ids=["warmup", "constant", "rise-and-fall", "late", "late-weights"],
+)
+def test_y_is_between_z_and_x_at_all_times(weights, base, b1):
+    opt = schedule_free(sgd(rates(base)), rates(weights), b1, weight_lr_power=1.5)
+    params, states = descend(opt, jnp.zeros(3), lambda y, i: y - TARGET, STEPS)
+    xs, ys, zs = three_sequences(weights, base, b1, 1.5)
+    np.testing.assert_allclose(params, ys, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(states.z, zs, rtol=0, atol=1e-13)
+    evaluated = jax.vmap(opt.eval_params)(states, params)
+    np.testing.assert_allclose(evaluated, xs if b1 else zs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("decay_at", ["y", "z"])
+def test_decay_is_at_the_point_that_is_asked_for(decay_at):
+    opt = schedule_free_sgd(0.5, 10, 0.7, 0.2, 1.0, decay_at=decay_at)
+    params, states = descend(opt, jnp.zeros(3), lambda y, i: y - TARGET, STEPS)
+    xs, ys, _ = three_sequences(WARMUP, WARMUP, 0.7, 1.0, decay_at, 0.2)
+    np.testing.assert_allclose(params, ys, rtol=0, atol=1e-13)
+    evaluated = jax.vmap(opt.eval_params)(states, params)
+    np.testing.assert_allclose(evaluated, xs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_decay_leaves_out_what_the_mask_leaves_out():
+    mask = {"a": True, "b": False}
+    opt = schedule_free_sgd(0.5, 10, 0.7, 0.2, 1.0, mask=mask)
+    params, _ = descend(
+        opt,
+        {"a": jnp.zeros(3), "b": jnp.zeros(3)},
+        lambda y, i: jax.tree.map(lambda leaf: leaf - TARGET, y),
+        STEPS,
+    )
+    _, decayed, _ = three_sequences(WARMUP, WARMUP, 0.7, 1.0, "y", 0.2)
+    _, plain, _ = three_sequences(WARMUP, WARMUP, 0.7, 1.0)
+    np.testing.assert_allclose(params["a"], decayed, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(params["b"], plain, rtol=0, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "state_dtype, param_dtype, expected",
+    [
+        (None, "bfloat16", "bfloat16"),
+        (None, "float64", "float64"),
+        ("float32", "bfloat16", "float32"),
+        ("float32", "float16", "float32"),
+        ("float32", "float64", "float64"),
+        ("float32", "complex64", "complex64"),
+        ("bfloat16", "float32", "float32"),
+        ("float16", "bfloat16", "float32"),
+        ("float64", "float32", "float64"),
+        ("float64", "complex64", "complex128"),
+    ],
+)
+def test_state_dtype_never_narrows(state_dtype, param_dtype, expected):
+    opt = schedule_free(sgd(0.1), 0.1, state_dtype=state_dtype)
+    params = jnp.ones(3, param_dtype)
+    state = opt.init(params)
+    updates, new_state = opt.update(params, state, params)
+    assert state.z.dtype == new_state.z.dtype == expected
+    assert updates.dtype == param_dtype
+
+
+# Evaluating a schedule-free model from its state alone
+
+KEY = jax.random.key(0)
+
+
+def after_two_steps(opt: Any, params: Any) -> tuple[Any, Any]:
+    state = opt.init(params)
+    for _ in range(2):
+        grads = jax.tree.map(lambda x: x**2 + 1, eqx.filter(params, eqx.is_array))
+        updates, state = opt.update(grads, state, params)
+        params = eqx.apply_updates(params, updates)
+    return state, params
+
+
+SF = schedule_free_sgd(0.1)
+NESTED: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
+    "bare": lambda t: t,
+    "chain": lambda t: chain(scale(1.0), t),
+    "masked": lambda t: masked(t, {"a": True, "b": True}),
+    "split": split_real_and_imaginary,
+    "master_weights": master_weights,
+    "all": lambda t: chain(scale(1.0), masked(split_real_and_imaginary(t), True)),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_eval_params_from_any_state_that_contains_a_schedule_free_one(name):
+    params = {"a": jnp.arange(3.0), "b": jnp.array([1 + 2j, 3 - 1j])}
+    bare_state, bare_params = after_two_steps(SF, params)
+    z = jax.tree.map(lambda y, z: (y - 0.1 * z) / 0.9, bare_params, bare_state.z)
+    opt = NESTED[name](SF)
+    state, params = after_two_steps(opt, params)
+    for evaluated in (
+        schedule_free_eval_params(state, params),
+        opt.eval_params(state, params),
+        schedule_free_eval_params((optax.EmptyState(), {"opt": state}), params),
+    ):
+        for leaf, expected in zip(
+            jax.tree.leaves(evaluated), jax.tree.leaves(z), strict=True
+        ):
+            assert leaf.dtype == expected.dtype
+            np.testing.assert_allclose(leaf, expected, rtol=1e-5)
+
+
+def test_eval_params_inside_optax_chain():
+    params = {"a": jnp.arange(3.0), "b": jnp.ones(2)}
+    expected = SF.eval_params(*after_two_steps(SF, params))
+    opt = optax.chain(optax.scale(1.0), to_optax(SF))
+    evaluated = schedule_free_eval_params(*after_two_steps(opt, params))
+    for name in params:
+        np.testing.assert_allclose(evaluated[name], expected[name], rtol=1e-6)
+
+
+def test_eval_params_of_what_a_mask_leaves_out_are_the_parameters():
+    params = {"a": jnp.arange(3.0), "b": jnp.ones(2)}
+    opt = masked(SF, {"a": True, "b": False})
+    state, params = after_two_steps(opt, params)
+    evaluated = schedule_free_eval_params(state, params)
+    np.testing.assert_array_equal(evaluated["b"], params["b"])
+    assert not np.allclose(evaluated["a"], params["a"])
+
+
+def test_eval_params_of_a_raw_model():
+    model = eqx.nn.MLP(2, 2, 4, 1, key=KEY)
+    state, model = after_two_steps(SF, model)
+    evaluated = schedule_free_eval_params(state, model)
+    assert evaluated.activation is model.activation
+    expected = SF.eval_params(state, model)
+    assert eqx.tree_equal(evaluated, expected, rtol=1e-6)
+    assert not eqx.tree_equal(evaluated, model, rtol=1e-3)
+    assert evaluated(jnp.ones(2)).shape == (2,)
+
+
+def test_eval_params_need_exactly_one_schedule_free_state():
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match="must contain one.*found 0.*eval_params"):
+        schedule_free_eval_params(adam(0.1).init(params), params)
+    two = chain(SF, scale(1.0), SF)
+    with pytest.raises(ValueError, match="found 2"):
+        schedule_free_eval_params(two.init(params), params)
+
+
+# Complex parameters as pairs
+
+
+class Pair(NamedTuple):
+    real: Array
+    imaginary: Array
+
+
+@pytest.mark.parametrize("opt", [adam(0.1), prodigy()], ids=["adam", "prodigy"])
+def test_split_of_a_real_tree_is_the_identity(opt):
+    params = Pair(jnp.arange(3.0), jnp.ones(2))
+    split = split_real_and_imaginary(opt)
+    state, split_state = opt.init(params), split.init(params)
+    assert eqx.tree_equal(split_state.inner_state, state)
+    updates, state = opt.update(params, state, params)
+    split_updates, split_state = split.update(params, split_state, params)
+    assert eqx.tree_equal(split_updates, updates)
+    assert eqx.tree_equal(split_state.inner_state, state)
+
+
+def test_split_leaves_pairs_of_the_user_alone():
+    params = Pair(jnp.array([1 + 2j]), jnp.ones(2))
+    opt = split_real_and_imaginary(sgd(0.5, 0.9))
+    state = opt.init(params)
+    seen = jax.tree.leaves(
+        state, is_leaf=lambda x: isinstance(x, Pair | RealAndImaginary)
+    )
+    (pair,) = seen
+    assert isinstance(pair, Pair) and isinstance(pair.real, RealAndImaginary)
+    updates, _ = opt.update(params, state, params)
+    assert isinstance(updates, Pair)
+    np.testing.assert_array_equal(updates.real, [-0.5 - 1j])
+    np.testing.assert_array_equal(updates.imaginary, [-0.5, -0.5])
+
+
+def test_split_conjugates_gradients_straight_from_jax():
+    z = jnp.array([1 + 2j, -3 + 0.5j])
+    target = jnp.array([0.5 - 1j, 2j])
+
+    def loss(z):
+        return jnp.sum(jnp.abs(z - target) ** 2) / 2
+
+    grads = jax.grad(loss)(z)
+    opt = split_real_and_imaginary(sgd(1.0), conjugate=True)
+    updates, _ = opt.update(grads, opt.init(z), z)
+    np.testing.assert_allclose(z + updates, target, rtol=1e-6)
+    plain = split_real_and_imaginary(sgd(1.0))
+    updates, _ = plain.update(jnp.conj(grads), plain.init(z), z)
+    np.testing.assert_allclose(z + updates, target, rtol=1e-6)
+
+
+def test_split_keeps_the_finite_part_beside_an_infinite_one():
+    params = jnp.ones(1, jnp.complex64)
+    grads = lax.complex(jnp.array([3.0]), jnp.array([jnp.inf]))
+    opt = split_real_and_imaginary(scale_by_learning_rate(1.0))
+    updates, _ = opt.update(grads, opt.init(params), params)
+    np.testing.assert_array_equal(updates.real, [-3.0])
+    np.testing.assert_array_equal(updates.imag, [-np.inf])
+
+
+# Master weights
+
+MATRIX = jnp.asarray(np.linspace(0.5, 1, 8))
+SOLUTION = jnp.asarray(np.linspace(-1, 1, 8) + 0.3)
+
+
+def least_squares(x: Array) -> Array:
+    return jnp.sum((MATRIX * (x.astype(jnp.float32) - SOLUTION)) ** 2)
+
+
+def least_squares_grads(x: Array, i: Array) -> Array:
+    del i
+    return (2 * MATRIX**2 * (x.astype(jnp.float32) - SOLUTION)).astype(x.dtype)
+
+
+@pytest.mark.parametrize("rule", [prodigy(), dog()], ids=["prodigy", "dog"])
+def test_bfloat16_trains_on_master_weights_and_not_without(rule):
+    # Away from 0, where bfloat16 resolves steps of 1e-6.
+    start = SOLUTION.astype(jnp.bfloat16) + jnp.ones(8, jnp.bfloat16)
+    before = least_squares(start)
+    alone, _ = last(descend(rule, start, least_squares_grads, 300))
+    wrapped, _ = last(descend(master_weights(rule), start, least_squares_grads, 300))
+    assert least_squares(alone) > 0.9 * before
+    assert least_squares(wrapped) < 1e-3 * before
+
+
+def test_rounding_never_accumulates_in_master_weights():
+    """Steps of a thousandth of the resolution arrive, rounded once."""
+    start = jnp.array([1.0, 3.0, -2.0], jnp.bfloat16)
+    size = jnp.array([1e-5, 2e-5, -1e-5], jnp.bfloat16)
+    opt = master_weights(scale(1.0))
+    params, states = descend(opt, start, lambda x, i: size, 3000)
+    moved = np.float64(start) + np.arange(1, 3001)[:, None] * np.float64(size)
+    np.testing.assert_allclose(states.master, moved, rtol=1e-3)
+    rounded = states.master.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(params, rounded)
+    assert np.abs(params[-1] - start).min() > 0.025
+
+
+def test_master_weights_do_not_copy_wide_leaves():
+    params = {"narrow": jnp.ones(3, jnp.float16), "wide": jnp.ones(3)}
+    opt = master_weights(sgd(0.1))
+    state = opt.init(params)
+    _, new_state = opt.update(params, state, params)
+    for master in (state.master, new_state.master):
+        assert master["wide"] is None
+        assert master["narrow"].dtype == jnp.float32
+
+
+# Metrics
+
+DOG = {"dog/distance", "dog/step_size"}
+METRICS: dict[str, tuple[AbstractTransform, set[str]]] = {
+    "sgd": (sgd(0.1), set()),
+    "dog": (dog(weight_decay=0.1), DOG),
+    "prodigy": (prodigy(), {"prodigy/step_size"}),
+    "schedule_free": (schedule_free(dog(), 1.0), DOG | {"schedule_free/weight"}),
+    "split": (split_real_and_imaginary(dog()), DOG),
+    "masked": (masked(dog(), True), DOG),
+    "master_weights": (master_weights(dog()), DOG),
+    "chain": (chain(dog(), prodigy()), DOG | {"prodigy/step_size"}),
+    "twice": (chain(scale(1.0), dog(), dog()), DOG | {f"2/{name}" for name in DOG}),
+    "thrice": (
+        chain(masked(chain(dog(), dog()), True), dog()),
+        DOG | {f"1/{name}" for name in DOG} | {f"1/1/{name}" for name in DOG},
+    ),
+    "schedule_free-twice": (
+        schedule_free(schedule_free_sgd(), 1.0),
+        {"schedule_free/weight", "base/schedule_free/weight"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_come_through_every_wrapper(name):
+    opt, expected = METRICS[name]
+    params = jnp.arange(3.0)
+    state, _ = after_two_steps(opt, params)
+    metrics = opt.metrics(state)
+    assert set(metrics) == expected
+    for value in metrics.values():
+        assert value.shape == () and value.dtype == jnp.float32
+
+
+def test_metrics_are_the_step_sizes_that_were_taken():
+    params = jnp.arange(3.0)
+    state, moved = after_two_steps(dog(), params)
+    updates, new_state = dog().update(jnp.ones(3), state, moved)
+    np.testing.assert_allclose(
+        updates, -dog().metrics(new_state)["dog/step_size"] * jnp.ones(3), rtol=1e-6
+    )
+    state, _ = after_two_steps(prodigy(), params)
+    assert prodigy().metrics(state)["prodigy/step_size"] == state.estim_lr
+    state, _ = after_two_steps(SF, params)
+    np.testing.assert_allclose(SF.metrics(state)["schedule_free/weight"], 1 / 2)
+
+
+# Hyperparameters
+
+OUT_OF_RANGE: list[tuple[Callable[..., Any], str, float]] = [
+    (Adam, "b1", 1.0),
+    (Adam, "b2", -0.1),
+    (Adam, "eps", -1e-8),
+    (RMS, "b2", 1.0),
+    (RMS, "eps", -1.0),
+    (Momentum, "decay", 1.0),
+    (Lion, "b1", -0.5),
+    (Lion, "b2", 1.5),
+    (DoG, "reps_rel", -1e-6),
+    (DoG, "eps", -1e-8),
+    (DoG, "init_learning_rate", 0.0),
+    (Prodigy, "learning_rate", -1.0),
+    (Prodigy, "beta3", 1.0),
+    (Prodigy, "eps", -1.0),
+    (Prodigy, "estim_lr0", 0.0),
+    (Prodigy, "estim_lr_coef", 0.0),
+    (Prodigy, "weight_decay", -0.1),
+    (Prodigy, "growth_rate", 0.9),
+    (add_decayed_weights, "rate", -0.1),
+    (schedule_free_sgd, "b1", 1.0),
+    (schedule_free_sgd, "learning_rate", -0.1),
+    (schedule_free_sgd, "weight_lr_power", -1.0),
+    (Adam, "b1", float("nan")),
+    (DoG, "eps", float("nan")),
+]
+
+
+def named(case: tuple[Callable[..., Any], str, float]) -> str:
+    make, name, value = case
+    return f"{make.__name__}-{name}-{value}"
+
+
+def make_with(make: Callable[..., Any], name: str, value: Any) -> AbstractTransform:
+    return make(value) if make is add_decayed_weights else make(**{name: value})
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE, ids=named)
+def test_numbers_out_of_range_are_refused_at_once(case):
+    make, name, value = case
+    with pytest.raises(ValueError, match=f"`{name}` must be .*; got {value}"):
+        make_with(make, name, value)
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE, ids=named)
+def test_arrays_out_of_range_are_refused_when_they_are_known(case):
+    make, name, value = case
+    params = jnp.ones(2)
+
+    @eqx.filter_jit
+    def step(value):
+        opt = make_with(make, name, value)
+        return opt.update(params, opt.init(params), params)
+
+    with pytest.raises(RuntimeError, match=f"`{name}` must be"):
+        jax.block_until_ready(step(jnp.asarray(value)))
+
+
+def test_pairs_of_decay_rates_are_checked_one_by_one():
+    with pytest.raises(ValueError, match="`betas` must be in"):
+        prodigy(betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="`betas` must be in"):
+        prodigy(betas=(-0.1, 0.999))
+
+
+# Every hyperparameter, at a value that bfloat16 has too.
+HYPERPARAMETERS: dict[str, tuple[Callable[..., AbstractTransform], dict[str, float]]]
+HYPERPARAMETERS = {
+    "sgd": (
+        lambda **kw: sgd(nesterov=True, **kw),
+        {"learning_rate": 0.5, "momentum": 0.75},
+    ),
+    "adamw": (
+        adamw,
+        {
+            "learning_rate": 0.5,
+            "b1": 0.75,
+            "b2": 0.875,
+            "eps": 0.125,
+            "weight_decay": 0.25,
+        },
+    ),
+    "lion": (
+        lion,
+        {"learning_rate": 0.5, "b1": 0.75, "b2": 0.875, "weight_decay": 0.25},
+    ),
+    "scale": (scale, {"factor": 0.5}),
+    "dog": (
+        dog,
+        {
+            "learning_rate": 0.5,
+            "reps_rel": 0.125,
+            "eps": 0.25,
+            "init_learning_rate": 0.5,
+            "weight_decay": 0.25,
+        },
+    ),
+    "dog-reps_rel": (dog, {"reps_rel": 0.125}),
+    "prodigy": (
+        lambda b1, b2, **kw: prodigy(betas=(b1, b2), **kw),
+        {
+            "learning_rate": 0.5,
+            "b1": 0.75,
+            "b2": 0.875,
+            "beta3": 0.5,
+            "eps": 0.125,
+            "estim_lr0": 0.125,
+            "estim_lr_coef": 0.5,
+            "weight_decay": 0.25,
+            "growth_rate": 2.0,  # Above 1 also where the tests scale it.
+        },
+    ),
+    "prodigy-beta3": (
+        lambda b2: prodigy(betas=(0.5, b2), estim_lr0=0.125),
+        {"b2": 0.875},
+    ),
+    "schedule_free_sgd": (
+        schedule_free_sgd,
+        {
+            "learning_rate": 0.5,
+            "warmup_steps": 4.5,
+            "b1": 0.75,
+            "weight_decay": 0.25,
+            "weight_lr_power": 1.5,
+        },
+    ),
+    "schedule_free_adamw": (
+        schedule_free_adamw,
+        {
+            "learning_rate": 0.5,
+            "warmup_steps": 4.5,
+            "b1": 0.75,
+            "b2": 0.875,
+            "eps": 0.125,
+            "weight_decay": 0.25,
+            "weight_lr_power": 1.5,
+        },
+    ),
+}
+
+
+def quadratic_grads(params: Any, i: Array) -> Any:
+    del i
+    return jax.tree.map(lambda x: 2 * x - 1, params)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_arrays_of_any_type_as_hyperparameters_are_as_numbers(name):
+    """Also under jit, and without any drift of the state, which `lax.scan` refuses."""
+    make, values = HYPERPARAMETERS[name]
+    params = {"a": jnp.arange(3, dtype=jnp.float32), "b": jnp.ones(2, jnp.bfloat16)}
+    expected, _ = descend(make(**values), params, quadratic_grads, 4)
+    for typed in (jnp.float32, jnp.float64, jnp.bfloat16, jnp.asarray):
+        arrays = {k: typed(v) for k, v in values.items()}
+        actual, _ = descend(make(**arrays), params, quadratic_grads, 4)
+        np.testing.assert_allclose(actual["a"], expected["a"], rtol=1e-5)
+        np.testing.assert_allclose(
+            actual["b"].astype(jnp.float32),
+            expected["b"].astype(jnp.float32),
+            rtol=2**-7,
+        )
+        assert actual["a"].dtype == jnp.float32 and actual["b"].dtype == jnp.bfloat16
+
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "float64": lambda count: jnp.asarray(2.0, jnp.float64) / (count + 2),
+    "bfloat16": lambda count: jnp.where(
+        count < 2, jnp.ones((), jnp.bfloat16), jnp.full((), 0.5, jnp.bfloat16)
+    ),
+    "int32": lambda count: jnp.where(count < 2, 1, 2).astype(jnp.int32),
+    "int64": lambda count: jnp.where(count < 2, 1, 2).astype(jnp.int64),
+    "number": lambda count: 1,
+    "module": LinearWarmup(1.0, 3),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "make",
+    [adam, dog, prodigy, schedule_free_sgd, lambda lr: schedule_free(sgd(lr), lr)],
+    ids=["adam", "dog", "prodigy", "schedule_free_sgd", "schedule_free"],
+)
+def test_schedules_may_return_any_type(make, name):
+    """Nothing drifts, and the values are those that the schedule returned."""
+    with jax.numpy_dtype_promotion("standard"):
+        values = [float(SCHEDULES[name](jnp.int32(k))) for k in range(4)]
+
+    def schedule(count):
+        with jax.numpy_dtype_promotion("standard"):
+            return SCHEDULES[name](count)
+
+    params = jnp.arange(3, dtype=jnp.float32)
+    actual, _ = descend(make(schedule), params, quadratic_grads, 4)
+    expected, _ = descend(make(rates(np.array(values))), params, quadratic_grads, 4)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_another_value_of_an_array_does_not_retrace(name):
+    make, values = HYPERPARAMETERS[name]
+    params = jnp.arange(3.0)
+    num_traces = 0
+
+    @eqx.filter_jit
+    def step(opt, state, params):
+        nonlocal num_traces
+        num_traces += 1
+        return opt.update(2 * params, state, params)
+
+    outputs = []
+    for factor in (1.0, 0.75):
+        opt = make(**{k: jnp.asarray(factor * v) for k, v in values.items()})
+        outputs.append(step(opt, opt.init(params), params)[0])
+    assert num_traces == 1
+    assert not np.array_equal(*outputs)
+
+
+def final_loss(opt: AbstractTransform) -> Array:
+    params, _ = descend(opt, jnp.array([1.0, 2.0, -1.0]), quadratic_grads, 6)
+    return sum_of_squares(params[-1])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_losses_are_differentiable_in_every_hyperparameter(name):
+    make, values = HYPERPARAMETERS[name]
+
+    def loss(values):
+        return final_loss(make(**values))
+
+    arrays = {k: jnp.asarray(v) for k, v in values.items()}
+    derivatives = jax.jit(jax.jacfwd(loss))(arrays)
+    reverse = jax.jit(jax.grad(loss))(arrays)
+    step = 1e-6
+    compiled = jax.jit(loss)
+    for k, value in arrays.items():
+        above = compiled(arrays | {k: value + step})
+        below = compiled(arrays | {k: value - step})
+        difference = (above - below) / (2 * step)
+        np.testing.assert_allclose(derivatives[k], difference, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(reverse[k], difference, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_a_sweep_is_the_loop_over_its_values(name):
+    make, values = HYPERPARAMETERS[name]
+    factors = jnp.array([1.0, 0.9, 0.8])
+
+    def run(factor):
+        return final_loss(make(**{k: factor * v for k, v in values.items()}))
+
+    swept = eqx.filter_jit(eqx.filter_vmap(run))(factors)
+    looped = jnp.stack([run(factor) for factor in factors])
+    np.testing.assert_allclose(swept, looped, rtol=1e-5)
+    assert len(set(np.asarray(swept).tolist())) > 1
+
+
+def test_a_sweep_over_the_field_of_an_optimiser():
+    """As `eqx.filter_vmap` is used: an ensemble of optimisers, made outside."""
+    opts = eqx.filter_vmap(lambda lr: adamw(lr))(jnp.array([0.1, 0.01]))
+    axes = jax.tree.map(eqx.if_array(0), opts)
+    swept = eqx.filter_vmap(final_loss, in_axes=(axes,))(opts)
+    np.testing.assert_allclose(
+        swept, [final_loss(adamw(0.1)), final_loss(adamw(0.01))], rtol=1e-5
+    )
+
+
+def test_normalize_is_the_gradient_over_its_norm_and_zero_at_zero():
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([[0.0, 4.0]])}
+    opt = normalize()
+    updates, _ = opt.update(grads, opt.init(grads))
+    np.testing.assert_allclose(updates["a"], [0.6], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], [[0.0, 0.8]], rtol=1e-6)
+    zeros = jax.tree.map(jnp.zeros_like, grads)
+    updates, _ = opt.update(zeros, opt.init(grads))
+    assert eqx.tree_equal(updates, zeros)
