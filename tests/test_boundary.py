@@ -143,11 +143,18 @@ def test_numpy_leaves_are_as_jax_leaves(opt):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(actual))
 
 
-def test_numpy_parameters_may_be_changed_in_place_after_init():
-    params = np.ones(3, np.float32)
-    state = dog().init(params)
-    params[:] = 5
-    np.testing.assert_array_equal(state.init_params, jnp.ones(3))
+def test_numpy_arrays_may_be_changed_in_place_afterwards():
+    """Also those that lie where JAX on CPU could use their memory as its own, which is
+    at every 64th byte."""
+    memory = np.ones(64 + 16, np.float32)
+    views = [memory[i : i + 64] for i in range(16)]
+    states = [dog().init(view) for view in views]
+    identity = chain()
+    updates = [identity.update(view, identity.init(view))[0] for view in views]
+    memory[:] = 5
+    for state, update in zip(states, updates, strict=True):
+        np.testing.assert_array_equal(state.init_params, jnp.ones(64))
+        np.testing.assert_array_equal(update, jnp.ones(64))
 
 
 def test_unknown_extras_are_tolerated():
@@ -635,11 +642,12 @@ def test_compiled_update_is_the_bare_step(opt):
     params = {"a": jnp.ones((8, 4)), "b": jnp.ones(8)}
     state = opt.init(params)
 
-    def step(grads, state, params):
+    # Of the same name, which compiled programs bear.
+    def update(grads, state, params):
         return in_precision(opt, params).step(grads, state, params, Extra())
 
     ours = compiled(opt.update, params, state, params)
-    bare = compiled(step, params, state, params)
+    bare = compiled(update, params, state, params)
     assert ours == bare
     assert "fusion" in ours
 
