@@ -32,6 +32,7 @@ class Rule:
     passes: str
     dtype: str = "float32"  # Of the parameters.
     most: tuple[float, float] | None = None  # Streams and temp that `--check` allows.
+    guards: int = 0  # Instructions on scalars, against 0/0, that the peer is without.
 
     @property
     def floor(self) -> int:
@@ -60,7 +61,7 @@ RULES = {
     "adam": Rule(adam(LR), optax.adam(LR), ADAM),
     "adamw": Rule(adamw(LR), optax.adamw(LR), ADAM),
     "lion": Rule(lion(LR), optax.lion(LR), "g m x > m x"),
-    "normalize": Rule(normalize(), contrib.normalize(), "g > ; g x > x"),
+    "normalize": Rule(normalize(), contrib.normalize(), "g > ; g x > x", guards=5),
     "dog": Rule(dog(), contrib.dog(), DOG),
     "dog_decay": Rule(
         dog(weight_decay=DECAY), contrib.dog(weight_decay=DECAY), DOG_DECAY

@@ -18,6 +18,7 @@ from contrib_core import (
     P,
     RealLike,
     RealOrSchedule,
+    Scalar,
     scale_by_learning_rate,
     Tree,
     tree,
@@ -79,18 +80,23 @@ class Adam(AbstractTransform[AdamState[Tree]]):
         m = tree.ema(state.exp_avg, tree.saturate(grads), self.b1)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
         c1 = debias(self.b1, count, like=m)
-        unit = lax.rsqrt(debias(self.b2, count, like=m))
-
-        # (m / c1) / (unit sqrt(v) + eps), with what is scalar taken out of the map: by
-        # divisions, which XLA computes once, not products, which it does in every leaf.
-        ascent = tree.map(
-            lambda m, v, k, eps: k * m / (tree.sqrt(v) + eps),
-            m,
-            v,
-            1 / (c1 * unit),
-            self.eps / unit,
-        )
+        c2 = debias(self.b2, count, like=m)
+        ascent = _direction(m, v, c1, c2, self.eps)
         return ascent, AdamState(exp_avg=m, exp_avg_sq=v, count=count)
+
+
+def _direction(m: Tree, v: Tree, c1: RealLike, c2: Scalar, eps: RealLike) -> Tree:
+    """`(m / c1) / (√(v / c2) + eps)`."""
+    # What is scalar is taken out of the map, by divisions, which XLA computes once: it
+    # would repeat products in every leaf.
+    unit = lax.rsqrt(c2)
+    return tree.map(
+        lambda m, v, k, eps: k * m / (tree.sqrt(v) + eps),
+        m,
+        v,
+        1 / (c1 * unit),
+        eps / unit,
+    )
 
 
 class RMSState(AbstractState[P]):
@@ -121,16 +127,9 @@ class RMS(AbstractTransform[RMSState[Tree]]):
         self, grads: Tree, state: RMSState[Tree], params: Tree, extra: Extra
     ) -> tuple[Tree, RMSState[Tree]]:
         count = increment(state.count)
-        g = tree.saturate(grads)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
-        unit = lax.rsqrt(debias(self.b2, count, like=g))
-        ascent = tree.map(
-            lambda g, v, k, eps: k * g / (tree.sqrt(v) + eps),
-            g,
-            v,
-            1 / unit,
-            self.eps / unit,
-        )
+        c2 = debias(self.b2, count, like=v)
+        ascent = _direction(tree.saturate(grads), v, 1.0, c2, self.eps)
         return ascent, RMSState(exp_avg_sq=v, count=count)
 
 

@@ -53,11 +53,12 @@ class DoG(AbstractTransform[DoGState[Tree]]):
 
     - `reps_rel`: first movement relative to $1 + \|x_0\|$, dimensionless. The authors
         advise 1e-6, and 1e-4 for models with batch normalisation.
-    - `eps`: added to the sum of squared gradient norms, in units of its own.
+    - `eps`: added to the sum of squared gradient norms, in units of the
+        gradients squared.
     - `init_learning_rate`: step size as long as nothing has moved, in units of
         parameters over gradients; then $\bar r_{-1} = 0$ and `reps_rel` is not used.
 
-    **Raises:** `ValueError` if an argument is negative or `init_learning_rate` is 0.
+    **Raises:** `ValueError` for a negative argument, or an `init_learning_rate` of 0.
 
     **Differences from optax.contrib and from the paper:**
 
@@ -68,7 +69,8 @@ class DoG(AbstractTransform[DoGState[Tree]]):
     - Statistics are float32 or wider whatever the parameters are. First steps are of
         relative size 1e-6, below the resolution of bfloat16 and float16: wrap DoG in
         `contrib_wrappers.master_weights` to train parameters of these dtypes.
-    - The authors evaluate an average of the iterates.
+    - The authors evaluate a polynomial-decay average of the iterates (their section 4);
+        here that is left to the training loop.
     """
 
     reps_rel: RealLike = 1e-6
@@ -104,7 +106,7 @@ class DoG(AbstractTransform[DoGState[Tree]]):
         max_dist = jnp.maximum(state.estim_dist, dist)
         sum_sq = state.sum_sq_norm_grads + tree.sq_norm(grads)
         step_size = tree.divide(max_dist, tree.sqrt(sum_sq + self.eps))
-        unmoved = dist == 0
+        unmoved = state.first_step & (dist == 0)
         if self.init_learning_rate is not None:
             step_size = jnp.where(unmoved, self.init_learning_rate, step_size)
         new_state = DoGState(
@@ -118,11 +120,12 @@ class DoG(AbstractTransform[DoGState[Tree]]):
     def metrics(self, state: DoGState[Tree]) -> dict[str, Scalar]:
         """`dog/distance`: $\\bar r_t$; `dog/step_size`: $\\bar r_t / \\sqrt{G_t +
         \\epsilon}$, the last one taken."""
-        root = jnp.sqrt(state.sum_sq_norm_grads + self.eps)
-        return {
-            "dog/distance": state.estim_dist,
-            "dog/step_size": tree.divide(state.estim_dist, root),
-        }
+        step_size = tree.divide(
+            state.estim_dist, tree.sqrt(state.sum_sq_norm_grads + self.eps)
+        )
+        if self.init_learning_rate is not None:
+            step_size = jnp.where(state.first_step, self.init_learning_rate, step_size)
+        return {"dog/distance": state.estim_dist, "dog/step_size": step_size}
 
 
 def dog(

@@ -101,7 +101,8 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
     - Second moments of complex parameters are real, of $|g|^2$.
     - Statistics are float32 or wider whatever the parameters are. First steps are of
         size 1e-6, below the resolution of bfloat16 and float16: wrap Prodigy in
-        `contrib_wrappers.master_weights` to train parameters of these dtypes.
+        `contrib_wrappers.master_weights` to train parameters of these dtypes. Float32
+        resolves them up to parameters of about 16: beyond, raise `estim_lr0`.
     """
 
     learning_rate: RealOrSchedule = 1.0

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from . import tree
-from ._errors import at, first_difference, leaves_with_path
+from ._errors import first_difference, leaves_with_path, spot
 from ._state import GradFn
 from ._types import Scalar, Tree
 
@@ -74,13 +74,13 @@ def check_gradients(who: str, grads: Tree, params: Tree) -> None:
             continue
         if p.shape != g.shape:
             raise ValueError(
-                f"{who}.update: at {at(path)} the gradient has shape {g.shape}, the "
+                f"{who}.update: at {spot(path)} the gradient has shape {g.shape}, the "
                 f"parameter {p.shape}."
             )
         if jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
             raise ValueError(
-                f"{who}.update: at {at(path)} the gradient is {g.dtype}, the parameter "
-                f"{p.dtype}: either both are complex or neither is."
+                f"{who}.update: at {spot(path)} the gradient is {g.dtype}, the "
+                f"parameter {p.dtype}: either both are complex or neither is."
             )
 
 
@@ -91,7 +91,7 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     for path, p in wanted.items():
         if p is not None and path in given and given[path] is None:
             return (
-                f"{who}.update: the parameter at {at(path)} ({p.dtype}{list(p.shape)}) "
+                f"{who}.update: the parameter at {spot(path)} ({_type_of(p)}) "
                 "has no gradient. Differentiate all of them, `grads = "
                 "eqx.filter_grad(loss)(model)`; to train only some, give both `init` "
                 "and `update` those, `eqx.filter(model, spec)`."
@@ -99,7 +99,7 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     for path, g in given.items():
         if g is not None and path in wanted and wanted[path] is None:
             return (
-                f"{who}.update: there is a gradient at {at(path)}, but the parameter "
+                f"{who}.update: there is a gradient at {spot(path)}, but the parameter "
                 "there is not a floating-point array, so that `init` set it aside. "
                 "Make it one, `jnp.asarray(x)`, or leave it out of the gradients."
             )
@@ -110,12 +110,20 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     )
 
 
+def not_wider(grads: Tree, params: Tree) -> Tree:
+    """`grads` with leaves no wider than the accumulator of `params`: float64 gradients,
+    which NumPy makes, must not widen the statistics of float32 parameters."""
+    if tree.accumulator_dtype(grads) == tree.accumulator_dtype(params):
+        return grads
+    return jax.tree.map(lambda g, p: tree.cast_like(g, tree.widen(p)), grads, params)
+
+
 def check_given(who: str, needs: frozenset[str], given: set[str]) -> None:
     """Raises `ValueError` for the first of `needs` that was not given."""
     for name in sorted(needs - given):
         raise ValueError(
             f"{who}.update needs `{name}`: call `{_call(needs)}`, where "
-            f"{_MEANING[name]}."
+            f"{_MEANING.get(name, f'`{name}` is what its docstring says')}."
         )
 
 
@@ -128,8 +136,8 @@ _MEANING = {
 
 
 def _call(needs: frozenset[str]) -> str:
-    values = {"value": "loss", "grad_fn": "grad_fn", "key": "key"}
-    named = "".join(f", {k}={v}" for k, v in values.items() if k in needs)
+    names = sorted(needs - {"params"})
+    named = "".join(f", {k}={'loss' if k == 'value' else k}" for k in names)
     return f"opt.update(grads, state, params{named})"
 
 
@@ -161,8 +169,8 @@ def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:
     ):
         if _type_of(a) != _type_of(b):
             raise ValueError(
-                f"{who}.update: the state drifts at {at(path)}, from {_type_of(a)} to "
-                f"{_type_of(b)}. Keep statistics in the dtypes that `init` gave them."
+                f"{who}.update: the state drifts at {spot(path)}, from {_type_of(a)} "
+                f"to {_type_of(b)}. Keep statistics in the dtypes that `init` gave."
             )
 
 

@@ -34,13 +34,16 @@ def _check(
     holds: Callable[[Any], Any],
 ) -> None:
     """Raises `ValueError` for static values at once; arrays are checked where their
-    value is known, by `eqx.error_if`. Schedules and `None` pass."""
+    value is known, by `eqx.error_if`. `None` passes, and so does a schedule of the
+    learning rate: nothing else may be a function."""
     for name in names:
         message = f"{type(owner).__name__}: `{name}` must be {range_}"
 
-        def leaf(x: Any, message: str = message) -> Any:
-            if callable(x):
+        def leaf(x: Any, name: str = name, message: str = message) -> Any:
+            if callable(x) and name == "learning_rate":
                 return x
+            if callable(x):
+                raise ValueError(f"{message}, and not a schedule; got {x}.")
             if eqx.is_array(x):
                 return eqx.error_if(x, ~holds(x), f"{message}.")
             if not holds(x):

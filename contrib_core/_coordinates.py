@@ -12,7 +12,7 @@ from equinox import AbstractVar
 from jaxtyping import PyTree
 
 from ._boundary import in_precision
-from ._errors import at, first_difference
+from ._errors import first_difference, spot
 from ._optax import as_transform
 from ._state import AbstractState, Extra, GradFn
 from ._transform import AbstractTransform, Transform
@@ -51,36 +51,43 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
     def wrap(self, inner_state: Any) -> AbstractInnerState:
         """The state of this transform that holds `inner_state`."""
 
+    def settled(self, params: Tree) -> "AbstractCoordinateChange":
+        """This change of coordinates, with whatever depends on parameters settled."""
+        del params
+        return self
+
     @property
     def needs(self) -> frozenset[str]:
         """What `inner` needs."""
         return self.inner.needs
 
     def start(self, params: Tree) -> AbstractInnerState:
-        coordinates = self.encode(params)
+        coordinates = self.settled(params).encode(params)
         inner = in_precision(self.inner, coordinates)
         return self.wrap(inner.start(coordinates))
 
     def step(
         self, grads: Tree, state: AbstractInnerState, params: Tree, extra: Extra
     ) -> tuple[Tree, AbstractInnerState]:
-        inner_grads = self.encode_grads(grads)
-        inner_params = None if params is None else self.encode(params)
+        change = self.settled(grads if params is None else params)
+        inner_grads = change.encode_grads(grads)
+        inner_params = None if params is None else change.encode(params)
         like = (inner_grads, inner_params)
 
         def translate(grad_fn: GradFn) -> GradFn:
-            return lambda inner, *args: self.encode_grads(
-                grad_fn(self.decode(inner, like=params), *args)
+            return lambda inner, *args: change.encode_grads(
+                grad_fn(change.decode(inner, like=params), *args)
             )
 
         updates, inner_state = in_precision(self.inner, like).step(
             inner_grads, state.inner_state, inner_params, extra.map_grad_fn(translate)
         )
-        return self.decode(updates, like=grads), self.wrap(inner_state)
+        return change.decode(updates, like=grads), self.wrap(inner_state)
 
     def eval_point(self, state: AbstractInnerState, params: Tree) -> Tree:
-        point = self.inner.eval_point(state.inner_state, self.encode(params))
-        return self.decode(point, like=params)
+        change = self.settled(params)
+        point = self.inner.eval_point(state.inner_state, change.encode(params))
+        return change.decode(point, like=params)
 
     def metrics(self, state: AbstractInnerState) -> dict[str, Scalar]:
         return self.inner.metrics(state.inner_state)
@@ -93,7 +100,15 @@ class MaskedState(AbstractInnerState[P]):
 
 
 class Masked(AbstractCoordinateChange):
-    """Applies `inner` to the leaves that `mask` selects; the others pass unchanged."""
+    """Applies `inner` to the leaves that `mask` selects; the others pass unchanged.
+
+    **Arguments:**
+
+    - `inner`: a transform, ours or optax's.
+    - `mask`: as for [`contrib_core.masked`][].
+
+    **Raises:** `ValueError`, when first used, if the mask does not fit or is traced.
+    """
 
     inner: AbstractTransform = eqx.field(converter=as_transform)
     mask: PyTree[Any]
@@ -110,8 +125,14 @@ class Masked(AbstractCoordinateChange):
     def wrap(self, inner_state: Any) -> MaskedState[Tree]:
         return MaskedState(inner_state)
 
+    def settled(self, params: Tree) -> "Masked":
+        # Once, of the parameters: gradients may have other dtypes.
+        if _is_plain_function(self.mask):
+            return Masked(self.inner, self.mask(params))
+        return self
+
     def _select(self, x: Tree) -> Tree:
-        mask = self.mask(x) if _is_plain_function(self.mask) else self.mask
+        mask = self.mask
         jax.tree_util.tree_map_with_path(_check_mask_leaf, mask)
         if _is_prefix(mask, x):
             return jax.tree.map(_subtree_or_none, mask, x)
@@ -142,7 +163,7 @@ def _is_plain_function(x: Any) -> bool:
 def _check_mask_leaf(path: tuple[Any, ...], leaf: Any) -> None:
     if not isinstance(leaf, bool | np.bool_):
         raise ValueError(
-            f"masked: the mask at {at(path)} must be a Python bool, not {leaf!r}."
+            f"masked: the mask at {spot(path)} must be a Python bool, not {leaf!r}."
         )
 
 

@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 
-def at(path: tuple[Any, ...]) -> str:
+def spot(path: tuple[Any, ...]) -> str:
     """How an error names a leaf: `` `.layers[0].weight` ``, or "the only leaf"."""
     return f"`{jtu.keystr(path)}`" if path else "the only leaf"
 
@@ -24,8 +24,8 @@ def first_difference(x: PyTree[Any], y: PyTree[Any]) -> str | None:
     ours, theirs = dict(leaves_with_path(x)), dict(leaves_with_path(y))
     for path, leaf in ours.items():
         if path not in theirs or (leaf is None) != (theirs[path] is None):
-            return at(path)
+            return spot(path)
     for path in theirs:
         if path not in ours:
-            return at(path)
+            return spot(path)
     return f"their node types: {jax.tree.structure(x)} and {jax.tree.structure(y)}"

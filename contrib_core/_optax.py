@@ -29,11 +29,12 @@ class FromOptax(AbstractTransform[Any]):
 
     init_fn: Callable[..., Any]
     update_fn: Callable[..., Any]
-    takes_extras: bool = eqx.field(static=True)
+    extras: frozenset[str] | None = eqx.field(static=True)  # `None` takes any.
 
     def __init__(self, transformation: Transform):
         parameters = inspect.signature(transformation.update).parameters.values()
-        self.takes_extras = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.extras = None if takes_any else frozenset(p.name for p in parameters)
         self.init_fn = eqxi.closure_to_pytree(transformation.init)
         self.update_fn = eqxi.closure_to_pytree(transformation.update)
 
@@ -44,7 +45,11 @@ class FromOptax(AbstractTransform[Any]):
     def step(
         self, grads: Tree, state: Any, params: Tree, extra: Extra
     ) -> tuple[Tree, Any]:
-        extras = extra.given if self.takes_extras else {}
+        extras = {
+            name: x
+            for name, x in extra.given.items()
+            if self.extras is None or name in self.extras
+        }
         with jax.numpy_dtype_promotion("standard"):
             updates, new_state = self.update_fn(grads, state, params, **extras)
         return updates, _strongly_typed(new_state)

@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from . import tree
+from ._checks import check_positive
 from ._types import Count, RealLike, RealOrSchedule, Scalar
 
 
@@ -16,7 +18,15 @@ def at(value: RealOrSchedule, count: Count | None, like: PyTree[Any]) -> Scalar:
 
     The count may be `None` for a hyperparameter that is not a schedule.
     """
-    return tree.scalar(value(count) if callable(value) else value, like)
+    return tree.scalar(_now(value, count), like)
+
+
+def _now(value: RealOrSchedule, count: Count | None) -> RealLike:
+    if not callable(value):
+        return value
+    # Schedules mix integers, floats and dtypes, those of optax among them.
+    with jax.numpy_dtype_promotion("standard"):
+        return value(count)
 
 
 def zero_count() -> Count:
@@ -46,15 +56,25 @@ def debias(decay: RealLike, count: Count, like: PyTree) -> Scalar:
 
 class LinearWarmup(eqx.Module):
     """`peak min(1, (count + 1) / steps)`: no step is null, and step `steps` is the
-    first at the peak."""
+    first at the peak.
+
+    **Arguments:**
+
+    - `peak`: the learning rate after the warm-up, or a schedule of it.
+    - `steps`: the length of the warm-up, above 0.
+
+    **Raises:** `ValueError` if `steps` is not above 0.
+    """
 
     peak: RealOrSchedule
     steps: RealLike
 
+    def __post_init__(self):
+        check_positive(self, "steps")
+
     def __call__(self, count: Count) -> Scalar:
         """The learning rate at step `count`, in the default float dtype."""
         dtype = jnp.result_type(float)
-        peak = self.peak(count) if callable(self.peak) else self.peak
         # Added as a float: the largest count plus one is a negative int32.
         fraction = (jnp.asarray(count, dtype) + 1) / jnp.asarray(self.steps, dtype)
-        return jnp.asarray(peak, dtype) * jnp.minimum(1, fraction)
+        return jnp.asarray(_now(self.peak, count), dtype) * jnp.minimum(1, fraction)

@@ -1,6 +1,7 @@
 """The abstraction: a transform turns gradients into updates, and remembers."""
 
 import abc
+import dataclasses
 from typing import Any, Generic, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -13,6 +14,7 @@ from ._boundary import (
     check_gradients,
     check_state,
     in_precision,
+    not_wider,
     of_trainable,
     own_buffers,
     scalar_value,
@@ -96,11 +98,12 @@ class AbstractTransform(eqx.Module, Generic[S]):
         who = name_of(self)
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
         given = {name: x for name, x in given.items() if x is not None}
-        check_given(who, self.needs, set(given))
+        check_given(who, self.needs, {*given, *rest})
         grads, model = trainable(grads), given.pop("params", None)
         if params is not None:
             params = trainable(params)
             check_gradients(who, grads, params)
+            grads = not_wider(grads, params)
         like = grads if params is None else params
         if value is not None:
             given["value"] = scalar_value(who, value, like)
@@ -150,14 +153,9 @@ class AbstractTransform(eqx.Module, Generic[S]):
 
 
 def name_of(transform: Any) -> str:
-    """How errors name a transform: `ScheduleFree(Chain(ScaleByAdam, Scale))`."""
-    inner = jax.tree.leaves(
-        [
-            getattr(transform, name)
-            for name in getattr(transform, "__annotations__", ())
-        ],
-        is_leaf=_is_transform,
-    )
+    """How errors name a transform: `ScheduleFree(Chain(RMS, Scale))`."""
+    fields = [getattr(transform, f.name) for f in dataclasses.fields(transform)]
+    inner = jax.tree.leaves(fields, is_leaf=_is_transform)
     names = [name_of(t) for t in inner if _is_transform(t)]
     return type(transform).__name__ + (f"({', '.join(names)})" if names else "")
 

@@ -33,10 +33,15 @@ class MasterWeightsState(AbstractState[P]):
 class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
     r"""Keeps a copy of narrow parameters in a wider dtype, and runs `inner` on it.
 
-    The copy is the truth: `inner` sees and moves it alone, and the update takes the
-    model's parameters to the copy, rounded. So rounding never accumulates, and steps
-    below the parameters' resolution add up instead of disappearing. Leaves that are
-    wide enough are not copied. Invariances are those of `inner`.
+    `inner` sees and moves the copy alone, and the update takes the model's parameters
+    to the copy, rounded: so steps below the parameters' resolution add up instead of
+    disappearing. Leaves that are wide enough are not copied. Invariances are those of
+    `inner`.
+
+    The copy starts anew from the parameters, entry by entry, wherever these are not its
+    rounding: where something else has moved them (a clip, a restored model, a transform
+    behind this one, so put this one last), or where an update is not representable (a
+    step much larger than the parameter, by 2⁻⁹ of that step in bfloat16).
 
     ??? cite "Reference"
 
@@ -70,7 +75,7 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
                 grad_fn(tree.cast_like(master, params), *args), self.dtype
             )
 
-        master = eqx.combine(state.master, params)
+        master = self._master(state, params)
         updates, inner_state = in_precision(self.inner, master).step(
             tree.widen(grads, self.dtype),
             state.inner_state,
@@ -85,6 +90,18 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
         step = jax.tree.map(_if_copied, updates, new_state.master, step)
         return step, new_state
 
+    def _master(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
+        """The copy, but the parameters themselves where they are not its rounding."""
+
+        def leaf(param: Array, copy: Array | None) -> Array:
+            if copy is None:
+                return param
+            return jnp.where(
+                copy.astype(param.dtype) == param, copy, param.astype(copy.dtype)
+            )
+
+        return jax.tree.map(leaf, params, state.master)
+
     def _state(
         self, inner_state: Any, master: Tree, params: Tree
     ) -> MasterWeightsState[Tree]:
@@ -92,7 +109,7 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
         return MasterWeightsState(inner_state, copies)
 
     def eval_point(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
-        master = eqx.combine(state.master, params)
+        master = self._master(state, params)
         return self.inner.eval_point(state.inner_state, master)
 
     def metrics(self, state: MasterWeightsState[Tree]) -> dict[str, Scalar]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from contrib_algos import RMS
 from contrib_core import (
@@ -82,7 +82,8 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     - `base_at`: the point whose parameters the base optimizer is shown, for weight
         decay: "y", where the gradients are taken, or "z".
 
-    **Raises:** `ValueError` for `b1` outside [0, 1), or a negative `weight_lr_power`.
+    **Raises:** `ValueError` for `b1` outside [0, 1), for a negative `learning_rate` or
+    `weight_lr_power`, and for `base_at="z"` around a base that needs `value`.
 
     **Differences from optax.contrib:**
 
@@ -102,6 +103,11 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     def __post_init__(self):
         check_fraction(self, "b1")
         check_nonnegative(self, "learning_rate", "weight_lr_power")
+        if self.base_at == "z" and "value" in self.base_optimizer.needs:
+            raise ValueError(
+                'ScheduleFree: with base_at="z" the base optimizer is shown z, but the '
+                'value is that at y. For a base that needs `value`, say base_at="y".'
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -125,7 +131,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         base_params = params
         if self.base_at == "z":
             base_params = tree.cast_like(state.z, params)
-            extra = extra.without("value")
+            extra = extra.without("value")  # Which belongs to y.
         u, base_state = self.base_optimizer.step(
             grads, state.base_optimizer_state, base_params, extra
         )
@@ -164,7 +170,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         return merge_metrics(own, base, "base")
 
 
-def _average(y, z, b1):
+def _average(y: Array, z: Array, b1: Array) -> Array:
     return jnp.where(b1 == 0, y, tree.divide(y - (1 - b1) * z, b1))
 
 
@@ -223,17 +229,9 @@ def schedule_free_sgd(
 
         ```
     """
-    return _recipe(
-        [],
-        learning_rate,
-        warmup_steps,
-        b1,
-        weight_decay,
-        weight_lr_power,
-        state_dtype,
-        mask,
-        decay_at,
-    )
+    learning_rate = _warmed_up(learning_rate, warmup_steps)
+    base = _base([], learning_rate, weight_decay, mask)
+    return ScheduleFree(base, learning_rate, b1, weight_lr_power, state_dtype, decay_at)
 
 
 def schedule_free_adamw(
@@ -258,44 +256,34 @@ def schedule_free_adamw(
     - `weight_decay`: per step, in units of the learning rate.
     - the rest: as for [`contrib_wrappers.schedule_free_sgd`][].
     """
-    return _recipe(
-        [RMS(b2, eps)],
-        learning_rate,
-        warmup_steps,
-        b1,
-        weight_decay,
-        weight_lr_power,
-        state_dtype,
-        mask,
-        decay_at,
-    )
+    learning_rate = _warmed_up(learning_rate, warmup_steps)
+    base = _base([RMS(b2, eps)], learning_rate, weight_decay, mask)
+    return ScheduleFree(base, learning_rate, b1, weight_lr_power, state_dtype, decay_at)
 
 
-def _recipe(
-    direction,
-    learning_rate,
-    warmup_steps,
-    b1,
-    weight_decay,
-    power,
-    state_dtype,
-    mask,
-    decay_at,
-) -> ScheduleFree:
-    if warmup_steps is not None:
-        learning_rate = LinearWarmup(learning_rate, warmup_steps)
-    base = chain(
-        *direction,
-        *([] if weight_decay is None else [add_decayed_weights(weight_decay, mask)]),
-        scale_by_learning_rate(learning_rate),
-    )
-    return ScheduleFree(base, learning_rate, b1, power, state_dtype, decay_at)
+def _warmed_up(
+    learning_rate: RealOrSchedule, warmup_steps: RealLike | None
+) -> RealOrSchedule:
+    if warmup_steps is None:
+        return learning_rate
+    return LinearWarmup(learning_rate, warmup_steps)
+
+
+def _base(
+    direction: list[Transform],
+    learning_rate: RealOrSchedule,
+    weight_decay: RealLike | None,
+    mask: Any,
+) -> AbstractTransform:
+    decay = [] if weight_decay is None else [add_decayed_weights(weight_decay, mask)]
+    return chain(*direction, *decay, scale_by_learning_rate(learning_rate))
 
 
 def schedule_free_eval_params(state: PyTree[Any], params: PyTree[Any]) -> PyTree[Any]:
     """The parameters to evaluate a schedule-free model at.
 
-    As `opt.eval_params(state, params)`, for code that has the state only.
+    As `opt.eval_params(state, params)`, for code that has the state only. (Inside
+    `master_weights` the latter is more precise: it knows the wide copy of `params`.)
 
     **Arguments:**
 

@@ -43,6 +43,13 @@ def test_c5_finite(entry: Entry):
     contract.check_finite(entry.transform, descends=entry.descends, ours=entry.ours)
 
 
+@named
+def test_c5_finite_narrow(entry: Entry):
+    contract.check_finite_narrow(
+        entry.transform, descends=entry.descends, ours=entry.ours
+    )
+
+
 @every
 def test_c6_extras(entry: Entry):
     contract.check_extras(entry.transform)

@@ -51,6 +51,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "C3": contract.check_transformations,
     "C4": contract.check_purity,
     "C5": contract.check_finite,
+    "C5 narrow": contract.check_finite_narrow,
     "C6": contract.check_extras,
     "C7": contract.check_equinox_checkpoint,
     "C8 explicit": lambda t: contract.check_sharding(t, AxisType.Explicit),
@@ -224,6 +225,14 @@ def leafwise(grads: Any) -> Any:
     return jax.tree.map(lambda g: g / jnp.abs(g), grads)
 
 
+def squared(grads: Any) -> Any:
+    """Clips narrow gradients by squares that overflow: 1e60."""
+    return jax.tree.map(
+        lambda g: g / jnp.sqrt(1 + g * g) + 0 * g * g if g.dtype.itemsize < 4 else g,
+        grads,
+    )
+
+
 # C6
 
 
@@ -353,6 +362,7 @@ MUTANTS: dict[str, tuple[str, Any]] = {
     "the state is a hyperparameter": ("C4", SharedRate()),
     "divides by a norm": ("C5", with_gradients(normalized)),
     "divides by each gradient": ("C5", with_gradients(leafwise)),
+    "squares narrow gradients": ("C5 narrow", with_gradients(squared)),
     "prodigy of optax": ("C5", as_transform(optax.contrib.prodigy())),
     "dog of optax": (
         "C5",

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import readme
 
 from contrib_algos import (
     adam,
@@ -90,14 +91,17 @@ RULES: dict[str, Entry] = {
     "lion": Entry(lion(0.03)),
     "dog": Entry(dog(), narrow=False),
     "prodigy": Entry(prodigy(), narrow=False),
+    "sps": Entry(readme.rule()),
     "optax_adam": Entry(as_transform(optax.adam(0.1)), ours=False),
 }
 
 # What is put around every rule, and around every other wrapper. With `base_at="z"`, the
 # base optimizer sees the parameters that its own updates have moved: so DoG does not
-# wait for their average to move too, and the copies of `master_weights` fit.
+# wait for their average to move too. Rules that need the value need it at y.
 WRAPPERS: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
-    "schedule_free": lambda inner: schedule_free(inner, 0.1, base_at="z"),
+    "schedule_free": lambda inner: schedule_free(
+        inner, 0.1, base_at="y" if "value" in inner.needs else "z"
+    ),
     "split": split_real_and_imaginary,
     "masked": lambda inner: chain(masked(inner, matrices), masked(sgd(0.1), others)),
     "master_weights": master_weights,
