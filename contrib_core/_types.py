@@ -27,8 +27,8 @@ Flag: TypeAlias = Bool[Array, ""]
 RealLike: TypeAlias = float | int | Real[Array, ""]
 """A hyperparameter: a Python number is static, a 0-d array is dynamic."""
 
-Schedule: TypeAlias = Callable[[Any], RealLike]
-"""A hyperparameter as a function of the step count, a `Count` from 0."""
+Schedule: TypeAlias = Callable[[Any], Any]
+"""A hyperparameter as a function of the step count: of a `Count`, a real number."""
 
 RealOrSchedule: TypeAlias = RealLike | Schedule
 """A hyperparameter that may change over time."""

@@ -710,3 +710,44 @@ def test_state_is_fit_for_loops(opt):
     for _ in range(3):
         stepped = jax.jit(body)(stepped)
     assert eqx.tree_equal(looped, stepped, rtol=1e-6)
+
+
+def test_a_mask_function_is_of_the_parameters():
+    """Their dtypes, not those of the gradients, decide."""
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
+    grads = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    opt = masked(adam(0.5), lambda p: jax.tree.map(lambda x: x.dtype == "bfloat16", p))
+    updates, _ = opt.update(grads, opt.init(params), params)
+    np.testing.assert_allclose(np.asarray(updates["a"], np.float32), -0.5)
+    np.testing.assert_array_equal(updates["b"], grads["b"])
+
+
+@pytest.mark.parametrize("opt", [dog(), prodigy(), sgd(0.1, 0.9)], ids=type)
+def test_wide_gradients_do_not_widen_the_state(x64, opt):
+    params = jnp.ones(3, jnp.float32)
+    updates, _ = opt.update(np.ones(3), opt.init(params), params)
+    assert updates.dtype == jnp.float32
+
+
+class NeedsCurvature(AbstractTransform[None]):
+    """Needs something that only its author knows."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"curvature"})
+
+    def start(self, params: Tree) -> None:
+        return None
+
+    def step(
+        self, grads: Tree, state: None, params: Tree, extra: Extra
+    ) -> tuple[Tree, None]:
+        return tree.scale(extra.given["curvature"], grads), None
+
+
+def test_needs_of_any_name():
+    opt = NeedsCurvature()
+    updates, _ = opt.update(jnp.ones(2), None, curvature=3.0)
+    np.testing.assert_array_equal(updates, [3, 3])
+    with pytest.raises(ValueError, match=r"needs `curvature`: .*curvature=curvature"):
+        opt.update(jnp.ones(2), None)

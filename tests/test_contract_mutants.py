@@ -28,6 +28,7 @@ class Momentum(eqx.Module):
     """Momentum that keeps the contract; each mutant replaces a part of it."""
 
     rate: Any = 0.1
+    needs: frozenset[str] = frozenset()
 
     def init(self, params: Any) -> Any:
         params = eqx.filter(params, eqx.is_inexact_array)
@@ -51,6 +52,8 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "C3": contract.check_transformations,
     "C4": contract.check_purity,
     "C5": contract.check_finite,
+    "C5 wide": lambda t: contract.check_finite(t, mixed=False),
+    "C5 of optax": lambda t: contract.check_finite(t, ours=False, mixed=False),
     "C5 narrow": contract.check_finite_narrow,
     "C6": contract.check_extras,
     "C7": contract.check_equinox_checkpoint,
@@ -157,6 +160,7 @@ class StaticRate(eqx.Module):
     """Decides by the value of a hyperparameter, which may be traced."""
 
     rate: Any = 0.1
+    needs: frozenset[str] = frozenset()
 
     def init(self, params: Any) -> Any:
         return base.init(params)
@@ -170,6 +174,8 @@ class StaticRate(eqx.Module):
 
 class InPlace(eqx.Module):
     """Scales the gradients of NumPy where they are."""
+
+    needs: frozenset[str] = frozenset()
 
     def init(self, params: Any) -> Any:
         return base.init(params)
@@ -195,6 +201,7 @@ class SharedRate(eqx.Module):
     """Keeps its hyperparameter in the state."""
 
     rate: Any = 0.1
+    needs: frozenset[str] = frozenset()
 
     def init(self, params: Any) -> Any:
         return base.init(params), jnp.asarray(self.rate, jnp.float32)
@@ -226,11 +233,8 @@ def leafwise(grads: Any) -> Any:
 
 
 def squared(grads: Any) -> Any:
-    """Clips narrow gradients by squares that overflow: 1e60."""
-    return jax.tree.map(
-        lambda g: g / jnp.sqrt(1 + g * g) + 0 * g * g if g.dtype.itemsize < 4 else g,
-        grads,
-    )
+    """Shrinks small gradients, by squares that overflow: those of 1e30 are 1e60."""
+    return jax.tree.map(lambda g: g * (g * g / (1 + g * g)), grads)
 
 
 # C6
@@ -362,10 +366,10 @@ MUTANTS: dict[str, tuple[str, Any]] = {
     "the state is a hyperparameter": ("C4", SharedRate()),
     "divides by a norm": ("C5", with_gradients(normalized)),
     "divides by each gradient": ("C5", with_gradients(leafwise)),
-    "squares narrow gradients": ("C5 narrow", with_gradients(squared)),
-    "prodigy of optax": ("C5", as_transform(optax.contrib.prodigy())),
+    "squares in bfloat16": ("C5 narrow", with_gradients(squared)),
+    "prodigy of optax": ("C5 wide", as_transform(optax.contrib.prodigy())),
     "dog of optax": (
-        "C5",
+        "C5 of optax",
         as_transform(optax.contrib.dog(init_step=("learning_rate", 1e-3))),
     ),
     "no extras": ("C6", Mutant(update=no_extras)),

@@ -423,3 +423,22 @@ def test_transforms_work_without_optax(monkeypatch):
     monkeypatch.setitem(sys.modules, "optax", None)
     opt = schedule_free(chain(adam(0.1)), 0.1)
     assert_close(loop(opt, PARAMS), loop(opt, PARAMS))
+
+
+def test_extras_that_optax_takes_by_name_alone():
+    """`optax.contrib.sam` names `grad_fn`, and takes no others."""
+    params = jnp.ones(2)
+    sam = peer.sam(optax.sgd(0.1), optax.sgd(0.5), opaque_mode=True)
+    opt = as_transform(sam)
+    updates, _ = opt.update(
+        params, opt.init(params), params, grad_fn=lambda p, _: p, unknown=1
+    )
+    # At the adversarial point 1 + 0.5 the gradient is 1.5.
+    np.testing.assert_allclose(updates, -0.15, rtol=1e-6)
+
+
+def test_schedules_of_optax_under_strict_promotion():
+    params = jnp.ones(2)
+    opt = adam(optax.cosine_decay_schedule(0.1, 10))
+    updates, _ = opt.update(params, opt.init(params), params)
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-6)

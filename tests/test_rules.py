@@ -32,6 +32,7 @@ from contrib_core import (
     add_decayed_weights,
     apply_updates,
     chain,
+    check_nonnegative,
     LinearWarmup,
     masked,
     scale,
@@ -836,3 +837,86 @@ def test_normalize_is_the_gradient_over_its_norm_and_zero_at_zero():
     zeros = jax.tree.map(jnp.zeros_like, grads)
     updates, _ = opt.update(zeros, opt.init(grads))
     assert eqx.tree_equal(updates, zeros)
+
+
+def test_init_learning_rate_is_not_used_again_back_at_the_start():
+    opt = DoG(init_learning_rate=0.1)
+    start = jnp.zeros(2)
+    state = opt.init(start)
+    _, state = opt.update(jnp.ones(2), state, start)
+    assert opt.metrics(state)["dog/step_size"] == jnp.float32(0.1)
+    _, state = opt.update(jnp.ones(2), state, start - 0.1)
+    updates, state = opt.update(jnp.ones(2), state, start)
+    assert not state.first_step
+    expected = np.sqrt(2 * 0.1**2) / np.sqrt(3 * 2)
+    np.testing.assert_allclose(updates, -expected, rtol=1e-6)
+    np.testing.assert_allclose(opt.metrics(state)["dog/step_size"], expected, rtol=1e-6)
+
+
+def _quadratic(params: Array, _: Any) -> Array:
+    return 2 * params
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: chain(inner, scale(2.0)),
+        lambda inner: schedule_free(inner, 0.1),
+    ],
+    ids=["scaled", "schedule_free"],
+)
+def test_master_weights_follow_parameters_that_something_else_moves(wrap):
+    """The copy must not drift away from them: bfloat16 does what float32 does."""
+    opt = wrap(master_weights(sgd(0.1)))
+    start = jnp.array([1.0, 2.0, 3.0])
+    wide, _ = descend(opt, start, _quadratic, 60)
+    narrow, _ = descend(opt, start.astype(jnp.bfloat16), _quadratic, 60)
+    gap = np.abs(np.asarray(narrow, np.float32) - np.asarray(wide)).max()
+    assert gap < 0.02
+
+
+def test_master_weights_start_anew_from_restored_parameters():
+    opt = master_weights(sgd(0.1))
+    params = jnp.ones(2, jnp.bfloat16)
+    _, state = opt.update(params, opt.init(params), params)
+    restored = jnp.array([5.0, -3.0], jnp.bfloat16)
+    updates, _ = opt.update(jnp.zeros_like(params), state, restored)
+    np.testing.assert_array_equal(np.asarray(updates, np.float32), 0)
+
+
+def test_schedule_free_at_z_refuses_a_base_that_needs_the_value():
+    class NeedsValue(AbstractTransform[None]):
+        @property
+        def needs(self):
+            return frozenset({"value"})
+
+        def start(self, params):
+            return None
+
+        def step(self, grads, state, params, extra):
+            return grads, None
+
+    assert schedule_free(NeedsValue(), 0.1).needs == {"params", "value"}
+    with pytest.raises(ValueError, match='base_at="y"'):
+        schedule_free(NeedsValue(), 0.1, base_at="z")
+
+
+class AnyNumbers(eqx.Module):
+    """Fields without types, which would refuse schedules first."""
+
+    learning_rate: Any = 0.1
+    eps: Any = 0.1
+
+    def __post_init__(self):
+        check_nonnegative(self, "learning_rate", "eps")
+
+
+def test_only_learning_rates_may_be_schedules():
+    assert callable(AnyNumbers(learning_rate=_quadratic).learning_rate)
+    with pytest.raises(ValueError, match="`eps` must be at least 0, and not a sched"):
+        AnyNumbers(eps=_quadratic)
+
+
+def test_warmup_needs_a_length():
+    with pytest.raises(ValueError, match="`steps` must be above 0"):
+        schedule_free_sgd(warmup_steps=-5)

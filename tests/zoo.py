@@ -100,7 +100,7 @@ RULES: dict[str, Entry] = {
 # wait for their average to move too. Rules that need the value need it at y.
 WRAPPERS: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
     "schedule_free": lambda inner: schedule_free(
-        inner, 0.1, base_at="y" if "value" in inner.needs else "z"
+        inner, 0.1, base_at="y" if "value" in as_transform(inner).needs else "z"
     ),
     "split": split_real_and_imaginary,
     "masked": lambda inner: chain(masked(inner, matrices), masked(sgd(0.1), others)),
