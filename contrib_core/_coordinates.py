@@ -51,10 +51,9 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
     def wrap(self, inner_state: Any) -> AbstractInnerState:
         """The state of this transform that holds `inner_state`."""
 
+    @abc.abstractmethod
     def settled(self, params: Tree) -> "AbstractCoordinateChange":
         """This change of coordinates, with whatever depends on parameters settled."""
-        del params
-        return self
 
     @property
     def needs(self) -> frozenset[str]:

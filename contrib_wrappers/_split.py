@@ -53,6 +53,9 @@ class SplitRealAndImaginary(AbstractCoordinateChange):
     inner: AbstractTransform = eqx.field(converter=as_transform)
     conjugate: bool = eqx.field(default=False, static=True)
 
+    def settled(self, params: Tree) -> "SplitRealAndImaginary":
+        return self
+
     def encode(self, params: Tree) -> Tree:
         return jax.tree.map(_split, params)
 
