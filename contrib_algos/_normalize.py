@@ -6,7 +6,8 @@ from contrib_core import AbstractTransform, Extra, Tree, tree
 
 
 class Normalize(AbstractTransform[None]):
-    r"""$g / \|g\|$, and 0 where $g = 0$.
+    r"""$g / \|g\|$, and 0 where $g = 0$: invariant to the scale of the gradients, and
+    equivariant to rotations.
 
     The norm is over all leaves, in one pass: its square must be representable. Float32
     gradients of norms below 1e-19 or above 1e19 give 0.

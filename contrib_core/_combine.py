@@ -89,7 +89,13 @@ class ScaleState(AbstractState[P]):
 
 
 class Scale(AbstractTransform[ScaleState]):
-    """Multiplies by `factor`: a number, or a schedule of the step count from 0."""
+    """Multiplies gradients by `factor`, or by minus it with `negate`.
+
+    **Arguments:**
+
+    - `factor`: a number, or a schedule of the step count from 0.
+    - `negate`: whether to turn a direction of ascent into a step of descent.
+    """
 
     factor: RealOrSchedule
     negate: bool = eqx.field(default=False, static=True)

@@ -79,8 +79,9 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     - `weight_lr_power`: $p \ge 0$.
     - `state_dtype`: $z$ is kept in the wider of it and the parameters' own dtype;
         `None`, in its own.
-    - `base_at`: the point whose parameters the base optimizer is shown, for weight
-        decay: "y", where the gradients are taken, or "z".
+    - `base_at`: the parameters that the base optimizer is shown, for weight decay or
+        distances: "y", where the gradients are taken, or "z", which its own updates
+        have moved. DoG wants "z": y follows only slowly, and so would its distance.
 
     **Raises:** `ValueError` for `b1` outside [0, 1), for a negative `learning_rate` or
     `weight_lr_power`, and for `base_at="z"` around a base that needs `value`.
