@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PyTree
 
@@ -216,9 +215,10 @@ def accumulator_like(x: Tree, *, real: bool = False) -> Tree:
 
 
 def _zeros(like: Array, dtype: DTypeLike) -> Array:
-    # Tied to `like`, because under jit on a mesh of automatic axes zeros depend on
-    # nothing, and XLA would put all of them on every device.
-    return shard_alike(like, jnp.zeros_like(like, dtype=dtype))[1]
+    # Computed from `like`, because under jit on a mesh of automatic axes zeros that
+    # depend on nothing would all be put on every device.
+    zeros = jnp.zeros_like(like, dtype=dtype)
+    return jnp.where(like == like, zeros, zeros)
 
 
 def abs_sq(x: Tree) -> Tree:
