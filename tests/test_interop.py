@@ -312,10 +312,8 @@ def test_in_optax_masked(opt):
     assert_close(part, loop(masked(opt, {"a": False, "b": True}), PARAMS))
 
 
-@over_ours
-def test_in_optax_apply_if_finite(opt):
-    """Each gradient comes after one of NaN."""
-    theirs = optax.apply_if_finite(to_optax(opt), 3)
+def step_of(theirs: Any) -> Callable[..., Any]:
+    """A step of optax whose gradients are `factor` times those of the loss."""
 
     @jax.jit
     def step(params, state, factor):
@@ -323,6 +321,15 @@ def test_in_optax_apply_if_finite(opt):
         updates, state = theirs.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    return step
+
+
+@over_ours
+def test_in_optax_apply_if_finite(opt):
+    """Each gradient comes after one of NaN."""
+    theirs = optax.apply_if_finite(to_optax(opt), 3)
+
+    step = step_of(theirs)
     params, state = PARAMS, standard(theirs.init, PARAMS)
     for i in range(2 * STEPS):
         params, state = standard(step, params, state, jnp.nan if i % 2 == 0 else 1.0)
@@ -335,12 +342,7 @@ def test_in_optax_multi_steps(opt):
     """Two micro-batches a step, whose mean is the gradient."""
     theirs = optax.MultiSteps(to_optax(opt), 2)
 
-    @jax.jit
-    def step(params, state, factor):
-        grads = jax.tree.map(lambda x: factor * x, params)
-        updates, state = theirs.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
+    step = step_of(theirs)
     params, state = PARAMS, standard(theirs.init, PARAMS)
     for i in range(2 * STEPS):
         params, state = standard(step, params, state, 0.5 + i % 2)
