@@ -9,6 +9,7 @@ COMMANDS = {
     "speed": "time of a step, ours and optax's interleaved",
     "memory": "bytes moved, temporary buffers and state, from the compiled step",
     "compile": "size of the compiled step and its growth with the number of leaves",
+    "atlas": "which transform obeys which law, ours and those of optax.contrib",
 }
 
 # What `pip install -e ".[demo]"` brings.

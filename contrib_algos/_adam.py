@@ -13,7 +13,9 @@ from contrib_core import (
     check_nonnegative,
     Count,
     debias,
+    ENTRYWISE,
     Extra,
+    free_of,
     increment,
     P,
     RealLike,
@@ -66,6 +68,11 @@ class Adam(AbstractTransform[AdamState[Tree]]):
         check_fraction(self, "b1", "b2")
         check_nonnegative(self, "eps")
 
+    @property
+    def laws(self) -> frozenset[str]:
+        """It works coordinate by coordinate, in units of `eps`."""
+        return ENTRYWISE | free_of(self.eps, "gradient_scale")
+
     def start(self, params: Tree) -> AdamState[Tree]:
         return AdamState(
             exp_avg=tree.accumulator_like(params),
@@ -90,8 +97,9 @@ def _direction(m: Tree, v: Tree, c1: RealLike, c2: Scalar, eps: RealLike) -> Tre
     # What is scalar is taken out of the map, by divisions, which XLA computes once: it
     # would repeat products in every leaf.
     unit = lax.rsqrt(c2)
+    divide = tree.divider(eps)
     return tree.map(
-        lambda m, v, k, eps: k * m / (tree.sqrt(v) + eps),
+        lambda m, v, k, eps: divide(k * m, tree.sqrt(v) + eps),
         m,
         v,
         1 / (c1 * unit),
@@ -119,6 +127,11 @@ class RMS(AbstractTransform[RMSState[Tree]]):
     def __post_init__(self):
         check_fraction(self, "b2")
         check_nonnegative(self, "eps")
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """It works coordinate by coordinate, in units of `eps`."""
+        return ENTRYWISE | free_of(self.eps, "gradient_scale")
 
     def start(self, params: Tree) -> RMSState[Tree]:
         return RMSState(tree.accumulator_like(params, real=True), zero_count())

@@ -13,6 +13,8 @@ from contrib_core import (
     check_positive,
     Extra,
     Flag,
+    free_of,
+    ISOMETRIES,
     P,
     RealLike,
     RealOrSchedule,
@@ -85,6 +87,16 @@ class DoG(AbstractTransform[DoGState[Tree]]):
     def needs(self) -> frozenset[str]:
         """The parameters, whose distance from the start it measures."""
         return frozenset({"params"})
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """It knows nothing of coordinates but distances: to the start, by an estimate
+        that only grows, and to the origin, where that is its first guess."""
+        laws = ISOMETRIES | {"monotone", "initial_guess"}
+        if self.init_learning_rate is not None:
+            return laws
+        scale = free_of(self.eps, "gradient_scale")
+        return laws - {"translation"} | {"bounded_growth"} | scale
 
     def start(self, params: Tree) -> DoGState[Tree]:
         dist = (

@@ -10,6 +10,7 @@ from contrib_core import (
     add_decayed_weights,
     chain,
     check_fraction,
+    ENTRYWISE,
     Extra,
     P,
     RealLike,
@@ -50,6 +51,11 @@ class Lion(AbstractTransform[LionState[Tree]]):
 
     def __post_init__(self):
         check_fraction(self, "b1", "b2")
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """Those of signs: it works coordinate by coordinate."""
+        return ENTRYWISE | {"gradient_scale"}
 
     def start(self, params: Tree) -> LionState[Tree]:
         return LionState(exp_avg=tree.accumulator_like(params))

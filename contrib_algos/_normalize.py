@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from contrib_core import AbstractTransform, Extra, Tree, tree
+from contrib_core import AbstractTransform, Extra, ISOMETRIES, Tree, tree
 
 
 class Normalize(AbstractTransform[None]):
@@ -12,6 +12,11 @@ class Normalize(AbstractTransform[None]):
     The norm is over all leaves, in one pass: its square must be representable. Float32
     gradients of norms below 1e-19 or above 1e19 give 0.
     """
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """Those of directions."""
+        return ISOMETRIES | {"gradient_scale"}
 
     def start(self, params: Tree) -> None:
         return None

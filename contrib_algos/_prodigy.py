@@ -15,7 +15,9 @@ from contrib_core import (
     check_positive,
     Count,
     debias,
+    ENTRYWISE,
     Extra,
+    free_of,
     increment,
     P,
     RealLike,
@@ -128,6 +130,13 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         return frozenset({"params"})
 
     @property
+    def laws(self) -> frozenset[str]:
+        """It works coordinate by coordinate, with an estimate that only grows."""
+        estimate = {"monotone", "initial_guess"}
+        laws = ENTRYWISE | estimate | free_of(self.eps, "gradient_scale")
+        return laws - {"translation"} | free_of(self.weight_decay, "translation")
+
+    @property
     def _is_bounded(self) -> bool:
         return not isinstance(self.growth_rate, float) or self.growth_rate < math.inf
 
@@ -169,8 +178,9 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         estimate = tree.divide(self.estim_lr_coef * r, tree.l1_norm(s))
         d_new, d_max = self._grow(d, state.max_estim_lr, estimate)
 
+        divide = tree.divider(self.eps)
         ascent = tree.map(
-            lambda m, v, eps: m / (tree.sqrt(v) + eps), m, v, d_new * self.eps
+            lambda m, v, eps: divide(m, tree.sqrt(v) + eps), m, v, d_new * self.eps
         )
         updates = tree.scale(-lr, tree.axpy(self.weight_decay, params, ascent))
         new_state = ProdigyState(
@@ -197,8 +207,12 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         return jnp.minimum(d_max, base * self.growth_rate), d_max
 
     def metrics(self, state: ProdigyState[Tree]) -> dict[str, Scalar]:
-        """`prodigy/step_size`: $d$, which multiplies the learning rate."""
-        return {"prodigy/step_size": state.estim_lr}
+        """`prodigy/distance`: $d$; `prodigy/step_size`: $d$ as well, which multiplies
+        the learning rate."""
+        return {
+            "prodigy/distance": state.estim_lr,
+            "prodigy/step_size": state.estim_lr,
+        }
 
 
 def prodigy(

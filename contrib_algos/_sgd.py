@@ -8,6 +8,7 @@ from contrib_core import (
     chain,
     check_fraction,
     Extra,
+    ISOMETRIES,
     P,
     RealLike,
     RealOrSchedule,
@@ -47,6 +48,11 @@ class Momentum(AbstractTransform[MomentumState[Tree]]):
 
     def __post_init__(self):
         check_fraction(self, "decay")
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """It is linear in the gradients, and knows nothing else."""
+        return ISOMETRIES
 
     def start(self, params: Tree) -> MomentumState[Tree]:
         return MomentumState(trace=tree.accumulator_like(params))

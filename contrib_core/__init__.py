@@ -44,6 +44,11 @@ from ._state import (
     Extra as Extra,
     GradFn as GradFn,
 )
+from ._symmetry import (
+    ENTRYWISE as ENTRYWISE,
+    free_of as free_of,
+    ISOMETRIES as ISOMETRIES,
+)
 from ._transform import (
     AbstractTransform as AbstractTransform,
     Transform as Transform,

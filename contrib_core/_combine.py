@@ -13,6 +13,7 @@ from ._coordinates import masked
 from ._optax import as_transform
 from ._schedule import at, increment, zero_count
 from ._state import AbstractState, Extra
+from ._symmetry import free_of, ISOMETRIES
 from ._transform import AbstractTransform, Transform
 from ._types import Count, P, RealLike, RealOrSchedule, Scalar, Tree
 
@@ -32,6 +33,15 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
     def needs(self) -> frozenset[str]:
         """What any of them needs."""
         return frozenset().union(*(t.needs for t in self.transforms))
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """The symmetries that all of them have, in which gradients and updates change
+        alike; what the first one makes of scaled gradients; and monotone estimates."""
+        each = [t.laws for t in self.transforms]
+        scale = each[0] & {"gradient_scale"} if each else frozenset()
+        monotone = frozenset().union(*each) & {"monotone"}
+        return ISOMETRIES.intersection(*each) | scale | monotone
 
     def start(self, params: Tree) -> tuple[Any, ...]:
         return tuple(t.start(params) for t in self.transforms)
@@ -100,6 +110,11 @@ class Scale(AbstractTransform[ScaleState]):
     factor: RealOrSchedule
     negate: bool = eqx.field(default=False, static=True)
 
+    @property
+    def laws(self) -> frozenset[str]:
+        """It is linear in the gradients, and knows nothing else."""
+        return ISOMETRIES
+
     def start(self, params: Tree) -> ScaleState:
         return ScaleState(zero_count() if callable(self.factor) else None)
 
@@ -139,6 +154,11 @@ class AddDecayedWeights(AbstractTransform[None]):
     def needs(self) -> frozenset[str]:
         """The parameters, which it adds."""
         return frozenset({"params"})
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """It decays towards the origin, so it knows where that is."""
+        return ISOMETRIES - {"translation"} | free_of(self.rate, "translation")
 
     def start(self, params: Tree) -> None:
         return None

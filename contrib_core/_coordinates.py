@@ -11,6 +11,7 @@ import numpy as np
 from equinox import AbstractVar
 from jaxtyping import PyTree
 
+from . import tree
 from ._boundary import in_precision
 from ._errors import first_difference, spot
 from ._optax import as_transform
@@ -78,8 +79,11 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
                 grad_fn(change.decode(inner, like=params), *args)
             )
 
+        extra = extra.map_grad_fn(translate)
+        # A part of the parameters may be less precise than all of them.
+        extra = extra.map_value(lambda value: tree.scalar(value, like))
         updates, inner_state = in_precision(self.inner, like).step(
-            inner_grads, state.inner_state, inner_params, extra.map_grad_fn(translate)
+            inner_grads, state.inner_state, inner_params, extra
         )
         return change.decode(updates, like=grads), self.wrap(inner_state)
 
@@ -111,6 +115,11 @@ class Masked(AbstractCoordinateChange):
 
     inner: AbstractTransform = eqx.field(converter=as_transform)
     mask: PyTree[Any]
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """Those that do not mix coordinates, of which it knows which are which."""
+        return self.inner.laws & {"translation", "complex", "monotone"}
 
     def encode(self, params: Tree) -> Tree:
         return self._select(params)

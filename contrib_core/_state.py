@@ -59,6 +59,12 @@ class Extra(eqx.Module):
         """These extras, but for `name`."""
         return Extra({k: v for k, v in self.given.items() if k != name})
 
+    def map_value(self, translate: Callable[[Scalar], Scalar]) -> "Extra":
+        """These extras with their `value`, if there is one, in another precision."""
+        if "value" not in self.given:
+            return self
+        return Extra(self.given | {"value": translate(self.value)})
+
     def map_grad_fn(self, translate: Callable[[GradFn], GradFn]) -> "Extra":
         """These extras with their `grad_fn`, if there is one, in other coordinates."""
         if "grad_fn" not in self.given:

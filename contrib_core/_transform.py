@@ -41,8 +41,8 @@ class AbstractTransform(eqx.Module, Generic[S]):
 
     Users call `init`, `update`, `eval_params` and `metrics`. Authors write `start` and
     `step`, which see only trees of floating-point arrays that fit each other (see
-    [`contrib_core.tree`][]), and where the defaults do not do, the three hooks `needs`,
-    `eval_point` and `metrics`.
+    [`contrib_core.tree`][]), and where the defaults do not do, the four hooks `needs`,
+    `laws`, `eval_point` and `metrics`.
     """
 
     # What users call.
@@ -136,6 +136,13 @@ class AbstractTransform(eqx.Module, Generic[S]):
     @property
     def needs(self) -> frozenset[str]:
         """What `update` cannot do without: of "params", "value", "grad_fn", "key"."""
+        return frozenset()
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """The laws that it claims beyond the contract, which everything keeps: of
+        symmetries, of estimates and of wrappers, by name. `contrib_core.laws` verifies
+        them."""
         return frozenset()
 
     def eval_point(self, state: S, params: Tree) -> Tree:

@@ -61,6 +61,11 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
         """The parameters, and what `inner` needs."""
         return self.inner.needs | {"params"}
 
+    @property
+    def laws(self) -> frozenset[str]:
+        """Those of `inner`, and neutrality."""
+        return self.inner.laws | {"neutral"}
+
     def start(self, params: Tree) -> MasterWeightsState[Tree]:
         master = tree.widen(params, self.dtype)
         return self._state(
@@ -76,11 +81,13 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
             )
 
         master = self._master(state, params)
+        extra = extra.map_grad_fn(translate)
+        extra = extra.map_value(lambda value: tree.scalar(value, like=master))
         updates, inner_state = in_precision(self.inner, master).step(
             tree.widen(grads, self.dtype),
             state.inner_state,
             master,
-            extra.map_grad_fn(translate),
+            extra,
         )
         master = tree.add(master, updates)
         new_state = self._state(inner_state, master, params)

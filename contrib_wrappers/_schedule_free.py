@@ -22,6 +22,7 @@ from contrib_core import (
     Count,
     Extra,
     increment,
+    ISOMETRIES,
     LinearWarmup,
     merge_metrics,
     P,
@@ -114,6 +115,12 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     def needs(self) -> frozenset[str]:
         """The parameters, and what the base optimizer needs."""
         return self.base_optimizer.needs | {"params"}
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """The symmetries of the base optimizer, which averages keep."""
+        kept = ISOMETRIES | {"gradient_scale", "units", "monotone"}
+        return self.base_optimizer.laws & kept | {"average"}
 
     def start(self, params: Tree) -> ScheduleFreeState[Tree]:
         z = params if self.state_dtype is None else tree.widen(params, self.state_dtype)

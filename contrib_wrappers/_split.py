@@ -53,6 +53,12 @@ class SplitRealAndImaginary(AbstractCoordinateChange):
     inner: AbstractTransform = eqx.field(converter=as_transform)
     conjugate: bool = eqx.field(default=False, static=True)
 
+    @property
+    def laws(self) -> frozenset[str]:
+        """Those of `inner`, neutrality, and complex numbers as pairs."""
+        own = {"neutral"} if self.conjugate else {"neutral", "complex"}
+        return self.inner.laws - {"complex"} | own
+
     def settled(self, params: Tree) -> "SplitRealAndImaginary":
         return self
 

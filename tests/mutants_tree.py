@@ -15,7 +15,7 @@ import jax.numpy as jnp
 @dataclass(frozen=True)
 class Mutant:
     """`apply` breaks an implementation in place, such that `law` fails with `error`
-    for trees of `dtypes`, a key of `strategies.DTYPES`."""
+    for trees of `dtypes`, a key of `contrib_core.laws.DTYPES`."""
 
     law: str
     name: str

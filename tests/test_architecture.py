@@ -370,7 +370,7 @@ def test_packages_say_that_they_are_typed(package: str):
 
 # Abstract or final
 
-HOOKS = {"needs", "eval_point", "metrics"}
+HOOKS = {"needs", "laws", "eval_point", "metrics"}
 
 
 def not_abstract_or_final(cls: type) -> Violations:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from jax import lax
-from strategies import precision
 
 from contrib_algos import Adam, Momentum
 from contrib_core import (
@@ -26,6 +25,7 @@ from contrib_core import (
     scale_by_learning_rate,
     zero_count,
 )
+from contrib_core.laws import precision
 
 
 LARGEST = np.iinfo(np.int32).max

@@ -22,9 +22,9 @@ from hypothesis import given
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
 from mutants_tree import Mutant, MUTANTS
-from strategies import DTYPES, fill, largest, pairs, precision, scalars, trees
 
 from contrib_core import tree
+from contrib_core.laws import DTYPES, fill, largest, pairs, precision, scalars, trees
 
 
 Check = Callable[[], None]

@@ -1,7 +1,7 @@
-"""Every transform there is, one line each; `test_contract.py` runs all of them.
+"""Every transform there is, one line each; `test_laws.py` runs all of them.
 
 To try a new rule, add a line to `RULES`: it is then checked by itself, inside of every
-wrapper, and for all that the project guarantees.
+wrapper, for all that the project guarantees and all that the rule claims.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,8 @@ from contrib_core import (
     add_decayed_weights,
     as_transform,
     chain,
+    ENTRYWISE,
+    ISOMETRIES,
     masked,
     scale,
     scale_by_learning_rate,
@@ -44,23 +46,30 @@ from contrib_wrappers import (
 
 @dataclass(frozen=True)
 class Entry:
-    """A transform, and what the contract must know about it.
+    """A transform, and what is not to be seen from it.
 
     **Arguments:**
 
-    - `descends`: it is a complete optimiser: on half the squared distance to a point,
-        from a distance of about 1, it makes progress within 100 steps.
-    - `narrow`: it does so on bfloat16 and float16 parameters too. If not, it must when
-        wrapped in `master_weights`.
-    - `ours`: there is nothing of optax in it. Optax keeps statistics in the dtypes of
-        the parameters, where squares of 1e30 are infinite in float32, and under jit
-        without their shardings.
+    - `more`: laws that it obeys beyond those that it claims: of optax, which claims
+        none, and of compositions, which claim what their parts have in common.
+    - `fails`: laws of the contract that it breaks, because optax does.
     """
 
     transform: AbstractTransform
-    descends: bool = True
-    narrow: bool = True
-    ours: bool = True
+    more: frozenset[str] = frozenset()
+    fails: frozenset[str] = frozenset()
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """All laws beyond the contract that it obeys."""
+        return self.transform.laws | self.more
+
+
+# Squares of 1e30 are infinite in float32; zeros are on every device under jit on
+# automatic axes; statistics are as narrow as the parameters.
+OPTAX = frozenset({"C5", "C8", "C9"})
+
+DOG = frozenset({"bounded_growth", "initial_guess"})
 
 
 def matrices(params: Any) -> Any:
@@ -89,10 +98,10 @@ RULES: dict[str, Entry] = {
     "momentum": Entry(sgd(0.1, momentum=0.9)),
     "adam": Entry(adam(0.1)),
     "lion": Entry(lion(0.03)),
-    "dog": Entry(dog(), narrow=False),
-    "prodigy": Entry(prodigy(), narrow=False),
+    "dog": Entry(dog()),
+    "prodigy": Entry(prodigy()),
     "sps": Entry(readme.rule()),
-    "optax_adam": Entry(as_transform(optax.adam(0.1)), ours=False),
+    "optax_adam": Entry(as_transform(optax.adam(0.1)), more=ENTRYWISE, fails=OPTAX),
 }
 
 # What is put around every rule, and around every other wrapper. With `base_at="z"`, the
@@ -112,19 +121,28 @@ VARIANTS: dict[str, Entry] = {
     "sgd_warmup": Entry(sgd(tenth_from_zero)),
     "nesterov": Entry(sgd(0.1, momentum=0.9, nesterov=True)),
     "adam_warmup": Entry(adam(tenth_from_zero)),
+    "adam_eps_0": Entry(adam(0.1, eps=0.0)),
     "adamw": Entry(adamw(0.1, weight_decay=0.01, mask=matrices)),
+    "lion_without_decay": Entry(lion(0.03, weight_decay=0.0)),
     "rms": Entry(chain(RMS(), scale_by_learning_rate(0.03))),
     "normalize": Entry(chain(normalize(), scale_by_learning_rate(0.1))),
-    "dog_init": Entry(dog(init_learning_rate=1e-3), narrow=False),
-    "dog_init_warmup": Entry(dog(from_zero, init_learning_rate=1e-3), narrow=False),
-    "dog_decay": Entry(dog(from_zero, weight_decay=1e-3, mask=matrices), narrow=False),
-    "prodigy_decay": Entry(prodigy(weight_decay=1e-3, beta3=0.99), narrow=False),
-    "prodigy_warmup": Entry(prodigy(from_zero), narrow=False),
+    "dog_eps_0": Entry(dog(eps=0.0)),
+    "dog_init": Entry(dog(init_learning_rate=1e-3)),
+    "dog_init_warmup": Entry(
+        dog(from_zero, init_learning_rate=1e-3), more=frozenset({"initial_guess"})
+    ),
+    "dog_decay": Entry(dog(from_zero, weight_decay=1e-3, mask=matrices), more=DOG),
+    "prodigy_eps_0": Entry(prodigy(eps=0.0)),
+    "prodigy_decay": Entry(prodigy(weight_decay=1e-3, beta3=0.99)),
+    "prodigy_growth": Entry(prodigy(growth_rate=1.5)),
+    "prodigy_warmup": Entry(prodigy(from_zero)),
     "schedule_free_y": Entry(schedule_free(adamw(0.1), 0.1)),
     "schedule_free_warmup": Entry(
         schedule_free(sgd(tenth_from_zero), tenth_from_zero, state_dtype=jnp.float32)
     ),
-    "schedule_free_b1_0": Entry(schedule_free(sgd(0.1), 0.1, b1=0.0)),
+    "schedule_free_b1_0": Entry(
+        schedule_free(sgd(0.1), 0.1, b1=0.0), more=frozenset({"neutral"})
+    ),
     "schedule_free_sgd": Entry(schedule_free_sgd(0.5)),
     "schedule_free_adamw": Entry(
         schedule_free_adamw(0.1, warmup_steps=5, weight_decay=1e-3, mask=matrices)
@@ -132,27 +150,26 @@ VARIANTS: dict[str, Entry] = {
     "split_conjugate": Entry(split_real_and_imaginary(adam(0.1), conjugate=True)),
     "optax_chain": Entry(
         as_transform(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9))),
-        ours=False,
+        more=ISOMETRIES,
+        fails=OPTAX - {"C5"},  # It clips first.
     ),
     "chain": Entry(chain(Momentum(), add_decayed_weights(0.01), scale(-0.1))),
-    "master_dog_warmup": Entry(master_weights(dog(from_zero))),
+    "master_dog_warmup": Entry(master_weights(dog(from_zero)), more=DOG),
     "master_prodigy_warmup": Entry(master_weights(prodigy(from_zero))),
     # Parts of optimisers.
-    "identity": Entry(chain(), descends=False),
-    "decay": Entry(add_decayed_weights(0.01, matrices), descends=False),
-    "direction": Entry(chain(normalize(), Momentum()), descends=False),
+    "identity": Entry(chain()),
+    "decay": Entry(add_decayed_weights(0.01, matrices)),
+    "direction": Entry(chain(normalize(), Momentum())),
 }
 
 
 def _wrapped(wrapper: str, inner: str, entry: Entry) -> dict[str, Entry]:
-    masters = wrapper == "master_weights"
-    wrapped = Entry(
-        WRAPPERS[wrapper](entry.transform),
-        descends=entry.descends,
-        narrow=entry.narrow or masters,
-        ours=entry.ours,
-    )
-    return {f"{wrapper}({inner})": wrapped}
+    return {
+        f"{wrapper}({inner})": Entry(
+            WRAPPERS[wrapper](entry.transform),
+            fails=entry.fails - ({"C9"} if wrapper == "master_weights" else set()),
+        )
+    }
 
 
 ONCE: dict[str, Entry] = {}
@@ -163,7 +180,7 @@ for _wrapper in WRAPPERS:
 TWICE: dict[str, Entry] = {}
 for _wrapper in WRAPPERS:
     for _inner in WRAPPERS:
-        _name = f"{_inner}(adam)"
+        _name = f"{_inner}(momentum)"
         TWICE |= _wrapped(_wrapper, _name, ONCE[_name])
 
 # Each by itself, and what is generated from them.

@@ -1,0 +1,95 @@
+"""`python -m benchmarks atlas`: which transform obeys which law, of ours and optax."""
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+DEVICES = 8  # That the law of sharding takes.
+
+
+def main(argv: list[str]) -> int:
+    """Checks every law of every transform and reports; returns the exit code."""
+    _provide_devices()
+    # Only now, because it needs the extra.
+    from contrib_core.laws import LAWS
+
+    from .run import run
+    from .subjects import SUBJECTS
+
+    parser = _parser(SUBJECTS, LAWS)
+    args = parser.parse_args(argv)
+    subjects = _chosen(parser, args.subjects, SUBJECTS)
+    laws = _chosen(parser, args.laws, LAWS)
+    if args.write_docs and (len(subjects), len(laws)) != (len(SUBJECTS), len(LAWS)):
+        parser.error("--write-docs is for all transforms and all laws")
+    return run(subjects, laws, args.examples, args.seeds, args.out, args.write_docs)
+
+
+def _provide_devices() -> None:
+    """Has the CPU stand for several devices: JAX reads this when it first computes."""
+    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS")
+    if flag not in (flags or ""):
+        os.environ["XLA_FLAGS"] = f"{flags or ''} {flag}={DEVICES}".strip()
+
+
+def _parser(subjects: Iterable[str], laws: Iterable[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks atlas",
+        description="Check every rule and wrapper, ours and those of optax.contrib, "
+        "against every law: a table, a picture, and counterexamples. All of it takes "
+        "about half an hour on two cores.",
+    )
+    for option, names in {"--subjects": subjects, "--laws": laws}.items():
+        parser.add_argument(
+            option,
+            nargs="+",
+            default=["all"],
+            metavar="NAME",
+            help=f"of {', '.join(names)}; default all",
+        )
+    parser.add_argument(
+        "--examples",
+        type=_positive,
+        default=20,
+        help="cases that are drawn for a law; default %(default)s",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_positive,
+        default=1,
+        help="how many times all is drawn anew; what differs between them is listed; "
+        "default %(default)s",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        help="folder to write atlas.png and atlas.json in; default %(default)s",
+    )
+    parser.add_argument(
+        "--write-docs",
+        action="store_true",
+        help="write the table and the picture into docs/laws.md too",
+    )
+    return parser
+
+
+def _chosen(
+    parser: argparse.ArgumentParser, given: list[str], known: Iterable[str]
+) -> list[str]:
+    """Names separated by spaces or commas, each once; exits if one is unknown."""
+    known = list(known)
+    names = list(dict.fromkeys(",".join(given).split(",")))
+    for name in names:
+        if name not in {"all", *known}:
+            parser.error(f"unknown name {name!r}; choose from: {', '.join(known)}")
+    return known if "all" in names else names
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number

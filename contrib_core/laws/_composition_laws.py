@@ -1,0 +1,120 @@
+"""C10: what is true of a transform alone is true of it inside of others."""
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from .._combine import chain, scale
+from .._coordinates import masked
+from .._optax import to_optax
+from ._law import Fault, Law
+from ._subject import Subject
+from ._training import (
+    eval_params,
+    few,
+    precision_of,
+    promise,
+    require,
+    require_same,
+    train,
+)
+
+
+def _in_chain(transform: Any) -> Any:
+    return chain(scale(1.0), chain(transform, scale(1.0)))
+
+
+def _in_optax_chain(transform: Any) -> Any:
+    import optax
+
+    return optax.chain(to_optax(transform), optax.scale(1.0))
+
+
+# Where it is put, and nothing must change.
+_NEUTRAL: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "chain": ("chain(scale(1.0), chain(transform, scale(1.0)))", _in_chain),
+    "masked": ("masked(transform, True)", lambda t: masked(t, True)),
+    "optax.chain": (
+        "optax.chain(to_optax(transform), optax.scale(1.0))",
+        _in_optax_chain,
+    ),
+}
+
+
+def _contexts(subject: Subject) -> Iterable[str]:
+    yield from (n for n in _NEUTRAL if n != "optax.chain" or _has_optax())
+    yield from subject.wrappers
+
+
+def _has_optax() -> bool:
+    return importlib.util.find_spec("optax") is not None
+
+
+def _composition(subject: Subject, context: str) -> Fault | None:
+    if context in _NEUTRAL:
+        _require_unchanged(subject, context)
+    else:
+        _require_taken(subject, context)
+
+
+def _require_unchanged(subject: Subject, context: str) -> None:
+    written, wrap = _NEUTRAL[context]
+    code = _code(subject, written)
+    with precision_of(subject, few()) as params:
+        expected = _what_it_does(subject, subject.rule, params)
+        with promise(f"{context} should take it", code):
+            found = _what_it_does(subject, wrap(subject.given), params)
+    # What optax returns has neither evaluation points nor metrics.
+    common = expected.keys() & found.keys()
+    for part in sorted(common):
+        require_same(f"{part} in {written}", expected[part], found[part], code)
+
+
+def _require_taken(subject: Subject, context: str) -> None:
+    """A wrapper takes it, and forwards what it reports. Traced only: a wrapper around
+    a rule is a transform, of which everything can be checked."""
+    wrapped = subject.wrappers[context](subject.rule)
+
+    def traced(rule: Any) -> Any:
+        return jax.eval_shape(lambda p: _what_it_does(subject, rule, p), params)
+
+    with precision_of(subject, few()) as params:
+        expected = traced(subject.rule)
+        with promise(f"{context} should take it"):
+            found = traced(wrapped)
+    lost = expected["metrics"].keys() - found["metrics"].keys()
+    require(not lost, f"{context} does not forward the metrics {lost}")
+
+
+def _what_it_does(subject: Subject, rule: Any, params: Any) -> dict[str, Any]:
+    """All that one can see of two steps."""
+    params, state, updates = train(subject, params, rule.init(params), 2, rule=rule)
+    seen = {"the updates": updates, "the parameters": params}
+    if hasattr(rule, "metrics"):
+        point = eval_params(rule, state, params)
+        seen |= {"the evaluation point": point, "metrics": rule.metrics(state)}
+    return seen
+
+
+def _code(subject: Subject, written: str) -> str:
+    imports = "import optax\nfrom contrib_core import chain, masked, scale, to_optax"
+    return f"""\
+{imports}
+params = jnp.array([1.0, 2.0])
+for t in (transform, {written}):
+    updates, _ = t.update(params, t.init(params), params)
+    print(updates)  # One and the same."""
+
+
+C10 = Law(
+    "C10",
+    "contract",
+    "It composes: nothing changes in chains and masks that have nothing to do, and "
+    "every wrapper takes it and forwards what it reports.",
+    r"\text{chain}(1, t, 1) = \text{masked}(t, \top) = t",
+    "none: bitwise",
+    _composition,
+    first=_contexts,
+)

@@ -1,0 +1,364 @@
+"""C5 and C9: finite gradients, and parameters of 16 bits."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax import lax
+
+from .. import tree
+from .._combine import apply_updates
+from ._law import Broken, Fault, Law, Unsuited
+from ._subject import Subject
+from ._training import (
+    descends,
+    few,
+    fit,
+    gradient,
+    moved,
+    precision_of,
+    promise,
+    require,
+    STEPS,
+    TARGET,
+    type_of,
+    update,
+    waves,
+)
+from ._write import extras_code, literal
+
+
+# C5
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens to the gradients of a run, and may happen to any.
+
+    A gradient is `pull` times that of the problem plus `push` with alternating signs,
+    at the steps of the event; before, it is that of the problem, and afterwards too if
+    `after`, else zero.
+
+    **Arguments:**
+
+    - `steps`: how long it lasts.
+    - `push`, `pull`: the gradients then.
+    - `before`: how many steps come before it.
+    - `after`: whether training goes on.
+    - `rate`: what updates are multiplied by then, by a schedule behind the rule.
+    - `hole`: whether the first coordinate of every leaf has the gradient zero always.
+    - `tree`: which of `TREES` the parameters are.
+    """
+
+    steps: int = 1
+    push: float = 0.0
+    pull: float = 0.0
+    before: int = 0
+    after: bool = True
+    rate: float = 1.0
+    hole: bool = False
+    tree: str = "one"
+
+    def gradients(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`pull`, `push` and `rate` of each step."""
+        step = np.arange(STEPS)
+        during = (step >= self.before) & (step < self.before + self.steps)
+        later = step >= self.before + self.steps
+        pull = np.where(during, self.pull, np.where(later, float(self.after), 1.0))
+        push = np.where(during, self.push, 0.0)
+        return pull, push, np.where(during, self.rate, 1.0)
+
+
+# The fewest numbers; dtypes that mix; and nothing but bfloat16.
+TREES: dict[str, Any] = {
+    "one": np.ones(1, np.float32),
+    "mixed": {
+        "b": waves((3,), "float32"),
+        "narrow": waves((3, 2), "bfloat16"),
+        "w": waves((4, 3), "float32"),
+    },
+    "narrow": few("bfloat16"),
+}
+
+# A constant gradient is that of a loss without a minimum, so it ends at some time.
+_EVENTS = (
+    Event(),  # A first gradient of zero.
+    Event(steps=STEPS),
+    Event(rate=0.0, pull=1.0),
+    Event(steps=STEPS, pull=1.0, hole=True),
+    Event(steps=STEPS, push=1e-30),
+    Event(push=1e-30),
+    Event(push=1e-30, before=5),
+    Event(steps=50, push=1e12, after=False),
+    Event(push=1e12, pull=1.0, before=5),
+    Event(steps=50, push=1e30, after=False),
+    Event(push=1e30, pull=1.0),
+    Event(push=1e30, pull=1.0, before=5),
+)
+
+
+def _events(subject: Subject) -> Iterable[Event]:
+    for name in TREES:
+        for event in _EVENTS:
+            if event.push <= subject.largest_gradient:
+                yield dataclasses.replace(event, tree=name)
+
+
+def _drawn_events(subject: Subject) -> st.SearchStrategy[Event]:
+    pushes = [0.0, 1e-30, 1e-12, 1e6, 1e12, 1e30]
+    return st.builds(
+        Event,
+        steps=st.integers(1, 5),
+        push=st.sampled_from([p for p in pushes if p <= subject.largest_gradient]),
+        pull=st.sampled_from([0.0, 1.0]),
+        before=st.integers(0, 5),
+        after=st.sampled_from([True, False]),
+        rate=st.sampled_from([1.0, 0.0]),
+        hole=st.booleans(),
+        tree=st.sampled_from(list(TREES)),
+    )
+
+
+def _finite(subject: Subject, event: Event) -> Fault | None:
+    finite, grads, end = _run(subject, event)
+    params = TREES[event.tree]
+    wrong = np.argwhere(~finite)
+    if len(wrong):
+        step, leaf = (int(k) for k in wrong[0])
+        raise Broken(
+            f"at step {step}, (updates, state){_paths(subject, params)[leaf]} is not "
+            "finite",
+            _finite_code(subject, event, grads, step),
+        )
+    harmless = event.before == 0 and event.steps == 1 and event.push <= 1e-30
+    if harmless and event.after and not event.hole and event.tree == "mixed":
+        _require_start(subject, event, params, end)
+
+
+def _require_start(subject: Subject, event: Event, params: Any, end: Any) -> None:
+    """If there is progress without a null first step, then there is with it."""
+
+    def wide(x: Any) -> Any:
+        return {k: v for k, v in x.items() if k != "narrow"}
+
+    _, grads, usual = _run(subject, Event(pull=1.0, tree="mixed"))
+    if descends(wide(params), wide(usual)):
+        require(
+            descends(wide(params), wide(end)),
+            f"after a first step that is null ({event}), training does not start",
+            _finite_code(subject, event, grads, STEPS - 1),
+        )
+
+
+def _run(subject: Subject, event: Event) -> tuple[np.ndarray, Any, Any]:
+    """Whether updates and state were finite at each step, leaf by leaf; the gradients;
+    and where to evaluate the model at the end."""
+    params = TREES[event.tree]
+    with precision_of(subject, params) as params:
+        program = subject.compiled(("C5", event.tree), _program(subject))
+        signs = jax.tree.map(_signs, params)
+        holes = jax.tree.map(lambda p: _hole(p, event.hole), params)
+        try:
+            found = program(params, signs, holes, *event.gradients())
+        except Exception as error:
+            if event.tree == "one":
+                raise
+            # That it takes such trees is the promise of other laws.
+            raise Unsuited(f"it does not take such a tree: {error}") from error
+    finite, grads, end = jax.tree.map(np.asarray, found)
+    return finite, grads, end
+
+
+def _signs(p: Any) -> np.ndarray:
+    return np.where(np.arange(p.size) % 2, -1, 1).reshape(p.shape)
+
+
+def _hole(p: Any, hole: bool) -> np.ndarray:
+    return np.where((np.arange(p.size) == 0) & hole, 0, 1).reshape(p.shape)
+
+
+def _program(subject: Subject) -> Any:
+    rule = subject.rule
+
+    def program(start: Any, signs: Any, holes: Any, *event: Any) -> Any:
+        def step(carry: Any, now: Any) -> Any:
+            params, state = carry
+            pull, push, rate = now
+
+            def grad(p: Any, sign: Any, hole: Any) -> Any:
+                def like(x: Any) -> Any:
+                    return x.astype(p.dtype)
+
+                pulled = like(pull) * (p - TARGET)
+                return like(hole) * (pulled + like(push) * like(sign))
+
+            grads = jax.tree.map(grad, params, signs, holes)
+            updates, state = update(subject, grads, state, params, rule=rule)
+            used = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
+            params = moved(params, used, subject.largest_gradient)
+            leaves = jax.tree.leaves((updates, state))
+            finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])
+            return (params, state), (finite, grads)
+
+        carry = (start, rule.init(start))
+        (end, state), (finite, grads) = lax.scan(step, carry, event)
+        return finite, grads, rule.eval_params(state, end)
+
+    return program
+
+
+def _paths(subject: Subject, params: Any) -> list[str]:
+    with precision_of(subject, params) as params:
+        state = jax.eval_shape(subject.rule.init, params)
+    return [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path((params, state))]
+
+
+def _finite_code(subject: Subject, event: Event, grads: Any, step: int) -> str:
+    extras = extras_code(
+        subject,
+        value="sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)) / 2",
+        grad_fn=f"lambda p, *_: jax.tree.map(lambda x: x - {TARGET}, p)",
+    )
+    rates = event.gradients()[2][: step + 1]
+    steps = [literal(jax.tree.map(lambda x: x[t], grads)) for t in range(step + 1)]
+    scaled = bool(np.any(rates != 1))
+    if scaled:
+        steps = [f"({g}, {rate})" for g, rate in zip(steps, rates, strict=True)]
+    each, rate = ("grads, rate", "rate * ") if scaled else ("grads", "")
+    return f"""\
+params = {literal(TREES[event.tree])}
+state = transform.init(params)
+for {each} in [{", ".join(steps)}]:
+    updates, state = transform.update(grads, state, params{extras})
+    params = jax.tree.map(lambda p, u: p + {rate}u, params, updates)
+for x in jax.tree.leaves((updates, state)):
+    assert jnp.isfinite(x).all()"""
+
+
+C5 = Law(
+    "C5",
+    "contract",
+    "Finite gradients never make anything infinite or NaN, and a null first step only "
+    "delays training.",
+    r"\|g_t\|_\infty \le 10^{30} \implies u_t, s_t \text{ finite}",
+    "progress is a tenth of the loss in 100 steps",
+    _finite,
+    first=_events,
+    drawn=_drawn_events,
+)
+
+
+# C9
+
+
+def _low_precision(subject: Subject, case: tuple[str, float]) -> Fault | None:
+    dtype, scale = case
+    start = few(dtype, scale)
+    code = _low_precision_code(subject, start)
+    with precision_of(subject, start) as params:
+
+        def alone(params: Any) -> Any:
+            return fit(subject, subject.rule, params, STEPS, most=1e3)
+
+        with promise("16-bit parameters should be accepted", code):
+            fresh = subject.rule.init(params)
+            end, state = subject.compiled(("C9", dtype), alone)(params)
+        for path, x in jtu.tree_leaves_with_path((end, state)):
+            where = f"(parameters, state){jtu.keystr(path)}"
+            finite = np.isfinite(np.asarray(x, np.float32)).all()
+            require(finite, f"{where} is not finite", code)
+        _require_wide("the fresh state", fresh, start, code)
+        _require_wide("the state", state, start, code)
+        point = subject.rule.eval_params(state, end)
+    if descends(start, point):
+        return None
+    # Its first steps may be below the resolution of 16 bits.
+    wide_start = jax.tree.map(lambda x: np.asarray(x, np.float32), start)
+    with precision_of(subject, wide_start) as params:
+        usual = _evaluated(subject, ("C9", "wide"), params, lambda x: x)
+        if not descends(start, usual):
+            return None  # As it does in 32 bits.
+
+        def rounded(x: Any) -> Any:
+            return jax.tree.map(lambda a: a.astype(dtype), x)
+
+        copied = _evaluated(subject, ("C9", "copy", dtype), params, rounded)
+    require(
+        descends(start, copied),
+        f"no progress on {dtype}, not even on a copy of the parameters in float32",
+        code,
+    )
+    subject.notes["C9"] = "progress only with a wide copy, as in `master_weights`"
+    return None
+
+
+def _evaluated(subject: Subject, key: Any, start: Any, rounded: Any) -> Any:
+    """Where to evaluate the model after training, with gradients at `rounded` ones."""
+    rule = subject.rule
+
+    def program(start: Any) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            grads = tree.cast_like(gradient(rounded(params)), params)
+            updates, state = update(subject, grads, state, params, rule=rule)
+            return (apply_updates(params, updates), state), None
+
+        carry, _ = lax.scan(step, (start, rule.init(start)), length=STEPS)
+        return rule.eval_params(carry[1], carry[0])
+
+    return subject.compiled(key, program)(start)
+
+
+def _require_wide(what: str, state: Any, start: Any, code: str) -> None:
+    """Only copies of the first parameters may be as narrow as they are."""
+    copies = [(x.shape, x.tobytes()) for x in jax.tree.leaves(start)]
+    for path, x in jtu.tree_leaves_with_path(state):
+        is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        require(
+            not is_narrow or (x.shape, np.asarray(x).tobytes()) in copies,
+            f"{what} at {jtu.keystr(path)} is {type_of(x)}, and no copy of the first "
+            "parameters",
+            code,
+        )
+
+
+def _low_precision_code(subject: Subject, start: Any) -> str:
+    extras = extras_code(subject)
+    return f"""\
+params = {literal(start)}
+state = transform.init(params)
+
+def loss(params):
+    leaves = jax.tree.leaves(params)
+    return sum(jnp.sum(abs(p.astype("float32") - {TARGET}) ** 2) for p in leaves)
+
+before = loss(params)
+for _ in range({STEPS}):
+    grads = jax.tree.map(lambda p: p - {TARGET}, params)
+    updates, state = transform.update(grads, state, params{extras})
+    params = jax.tree.map(lambda p, u: p + u, params, updates)
+assert loss(params) < 0.9 * before
+for x in jax.tree.leaves(state):  # But for copies of the first parameters.
+    assert x.dtype not in ("bfloat16", "float16"), x.dtype"""
+
+
+C9 = Law(
+    "C9",
+    "contract",
+    "16-bit parameters have statistics of 32 bits, stay finite, and make progress: by "
+    "themselves, or where first steps are below their resolution, with a wide copy.",
+    r"\text{bits}(s_t) \ge 32, \quad f(x_{100}) < 0.9 f(x_0)",
+    "progress is a tenth of the loss in 100 steps, if there is that much in float32",
+    _low_precision,
+    first=lambda subject: [("bfloat16", 1.0), ("float16", 1.0)],
+    drawn=lambda subject: st.tuples(
+        st.sampled_from(["bfloat16", "float16"]), st.sampled_from([1.0, 0.5, 2.0])
+    ),
+    share=0.1,
+)

@@ -1,0 +1,134 @@
+"""Whether the first guess of a distance matters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax import lax
+
+from .._optax import as_transform
+from ._law import Fault, Law
+from ._problem import ARRAY, coordinates
+from ._subject import Subject
+
+
+# By which a rule's first guess of the distance to the solution is known.
+GUESSES = (
+    "init_learning_rate",
+    "reps_rel",
+    "estim_lr0",
+    "init_estim_sq_dist",
+    "s_init",
+)
+
+SIX_DECADES = np.logspace(-8, -2, 7)
+STEPS = 400
+
+# The final loss may vary by this much of the first one.
+FLAT = 0.05
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """$\\tfrac12 \\sum_i h_i (x_i - x^*_i)^2$, from a start."""
+
+    start: np.ndarray
+    solution: np.ndarray
+    curvatures: np.ndarray
+
+
+def _bowls(subject: Subject) -> st.SearchStrategy[Bowl]:
+    size = ARRAY.size
+    curvatures = st.lists(
+        st.sampled_from([1.0, 0.25, 4.0]), min_size=size, max_size=size
+    )
+    vectors = coordinates(size), coordinates(size)
+    bowls = st.builds(Bowl, *vectors, curvatures.map(np.array))
+    return bowls.filter(lambda b: bool(np.any(b.start != b.solution)))
+
+
+def _guess(subject: Subject) -> tuple[str, Callable[[Any], Any]] | None:
+    """The name of a rule's first guess, and the rule as a function of it."""
+    for name in subject.parameters:
+        if name in GUESSES:
+            return name, lambda guess: as_transform(subject.make(**{name: guess}))
+    for path, _ in jtu.tree_leaves_with_path(subject.rule):
+        name = getattr(path[-1], "name", "")
+        if name in GUESSES:
+
+            def with_guess(guess: Any, name: str = name) -> Any:
+                return jtu.tree_map_with_path(
+                    lambda path, x: guess if _ends_in(path, name) else x, subject.rule
+                )
+
+            return name, with_guess
+    return None
+
+
+def _ends_in(path: tuple[Any, ...], name: str) -> bool:
+    return bool(path) and getattr(path[-1], "name", "") == name
+
+
+def _is_sensitive(subject: Subject, bowl: Bowl) -> Fault | None:
+    name, make = _guess(subject) or ("", lambda guess: subject.rule)
+    with jax.enable_x64(True), subject.promotion():
+        program = subject.compiled("guess", _program(subject, make))
+        losses = np.asarray(
+            program(SIX_DECADES, bowl.start, bowl.solution, bowl.curvatures)
+        )
+    # Not `>`, which is false for NaN.
+    if np.max(losses) - np.min(losses) <= FLAT:
+        return None
+    worst, best = np.argmax(np.nan_to_num(losses, nan=np.inf)), np.nanargmin(losses)
+    return Fault(
+        f"after {STEPS} steps with {name}={SIX_DECADES[worst]:.0e} the loss is "
+        f"{losses[worst]:.3g} of the first one, with {SIX_DECADES[best]:.0e} "
+        f"{losses[best]:.3g}",
+    )
+
+
+def _program(subject: Subject, make: Callable[[Any], Any]) -> Any:
+    def final_loss(guess: Any, start: Any, solution: Any, curvatures: Any) -> Any:
+        rule = make(guess)
+
+        def loss(x: Any) -> Any:
+            return jnp.sum(curvatures * (x - solution) ** 2) / 2
+
+        def step(carry: Any, _: None) -> Any:
+            x, state = carry
+            value, grad = jax.value_and_grad(loss)(x)
+            extra = {
+                "value": value,
+                "grad_fn": lambda x, *_: jax.grad(loss)(x),
+                "key": jax.random.key(0),
+            }
+            extra = {name: extra[name] for name in subject.takes}
+            updates, state = rule.update(grad, state, x, **extra)
+            return (x + updates, state), None
+
+        (x, state), _ = lax.scan(step, (start, rule.init(start)), length=STEPS)
+        return loss(rule.eval_params(state, x)) / loss(start)
+
+    return jax.vmap(final_loss, in_axes=(0, None, None, None))
+
+
+initial_guess = Law(
+    "initial_guess",
+    "algebra",
+    "The first guess of the distance to the solution does not matter, over six "
+    "decades.",
+    r"\max_{d_0} f(x_T) - \min_{d_0} f(x_T) \le 0.05 f(x_0), "
+    r"\quad 10^{-8} \le d_0 \le 10^{-2}",
+    "a twentieth of the first loss, after 400 steps",
+    _is_sensitive,
+    drawn=_bowls,
+    excuse=lambda subject: (
+        f"it has none of {', '.join(GUESSES)}" if _guess(subject) is None else None
+    ),
+    share=0.25,
+)

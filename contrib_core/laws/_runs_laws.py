@@ -1,0 +1,318 @@
+"""C3, C4 and C7: a step is a pure function, however it is run."""
+
+import importlib.util
+import io
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._law import Fault, Law
+from ._subject import Subject
+from ._training import (
+    few,
+    fit,
+    gradient,
+    parameters,
+    precision_of,
+    promise,
+    require,
+    require_close,
+    require_same,
+    snapshot,
+    train,
+    update,
+)
+from ._write import extras_code, literal, step_code
+
+
+# C3
+
+
+def _with_arrays(rule: Any, factor: float = 1.0) -> Any:
+    """`rule` with arrays in place of numbers, multiplied by `factor`."""
+    dtype = jnp.result_type(float)
+
+    def leaf(x: Any) -> Any:
+        finite = isinstance(x, float) and math.isfinite(x)  # Infinite means "off".
+        return jnp.array(factor * x, dtype) if finite else x
+
+    return jax.tree.map(leaf, rule)
+
+
+def _stack(trees: list[Any]) -> Any:
+    """The arrays of all trees along a new first axis."""
+
+    def leaf(*xs: Any) -> Any:
+        return jnp.stack(xs) if eqx.is_array(xs[0]) else xs[0]
+
+    return jax.tree.map(leaf, *trees)
+
+
+def _transformations(subject: Subject, case: tuple[float, float]) -> Fault | None:
+    """Under vmap both the problem and the hyperparameters vary, which are arrays there
+    and under jit, but Python numbers in the loop of single calls."""
+    scale, factor = case
+    rule, params = subject.rule, few("float64", scale)
+    code = _transformations_code(subject, params)
+    with precision_of(subject, params) as params:
+        problems = [params, jax.tree.map(lambda x: 0.5 * x, params)]
+        hyper = [_with_arrays(rule), _with_arrays(rule, factor)]
+
+        def fitted(rule: Any, params: Any) -> Any:
+            return fit(subject, rule, params, 4)
+
+        with promise("jit, scan and vmap should work", code):
+            step = train(subject, params, rule.init(params), 4, rule=rule)
+            jitted = _filter_compiled(subject, "jit", fitted)
+            single = [jitted(*pair) for pair in zip(hyper, problems, strict=True)]
+            swept = _filter_compiled(subject, "vmap", eqx.filter_vmap(fitted))
+            batch = swept(_stack(hyper), _stack(problems))
+        require_close("jit and scan", step[:2], single[0], code)
+        require_close("vmap", _stack(single), batch, code)
+
+
+def _filter_compiled(subject: Subject, key: str, function: Any) -> Any:
+    """`eqx.filter_jit` of a function of a rule and parameters."""
+
+    def call(rule: Any, params: Any) -> Any:
+        arrays, static = eqx.partition(rule, eqx.is_array)
+        program = subject.compiled(
+            (key, jax.tree.structure(arrays)),
+            lambda arrays, params: function(eqx.combine(arrays, static), params),
+        )
+        return program(arrays, params)
+
+    return call
+
+
+def _transformations_code(subject: Subject, params: Any) -> str:
+    extras = extras_code(subject)
+    return f"""\
+def step(params, state):
+    return transform.update(params, state, params{extras})
+
+with jax.enable_x64(True):
+    params = {literal(params)}
+    state = transform.init(params)
+    eager = step(params, state)
+    jitted = jax.jit(step)(params, state)
+for a, b in zip(jax.tree.leaves(eager), jax.tree.leaves(jitted), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-7)"""
+
+
+C3 = Law(
+    "C3",
+    "contract",
+    "jit is eager execution, scan is a loop, and vmap is a loop over problems and over "
+    "hyperparameters.",
+    r"\text{jit}(U) = U, \quad \text{vmap}(U)(x_1, x_2) = (U(x_1), U(x_2))",
+    "1e-7 of the largest entry of a leaf, in double precision: first steps of 1e-6 of "
+    "the parameters are differences of numbers that are rounded at 1e-16 of these, and "
+    "so good to 1e-10",
+    _transformations,
+    first=lambda subject: [(1.0, 0.9)],
+    drawn=lambda subject: st.tuples(
+        st.sampled_from([1.0, 0.5, 2.0]), st.sampled_from([0.9, 0.75, 0.5])
+    ),
+    share=0.1,
+)
+
+
+# C4
+
+
+def _purity(subject: Subject, params: Any) -> Fault | None:
+    _require_no_aliases(subject, params)
+    if isinstance(params, dict):  # What takes many leaves takes one, and is dear.
+        _require_unchanged(subject, params)
+        _require_donatable(subject, params)
+
+
+def _require_no_aliases(subject: Subject, params: Any) -> None:
+    """No two buffers among the parameters and a fresh state are one."""
+    with precision_of(subject, params) as params:
+        given = jax.tree.map(jnp.copy, params)
+        owners: dict[int, str] = {}
+        with promise("init should take them"):
+            state = subject.given.init(given)
+        trees = {"the parameters": given, "the state": state}
+        for owner, tree in trees.items():
+            for path, x in jax.tree_util.tree_leaves_with_path(tree):
+                if not isinstance(x, jax.Array) or not x.size:
+                    continue
+                where = f"{owner}{jax.tree_util.keystr(path)}"
+                other = owners.setdefault(x.unsafe_buffer_pointer(), where)
+                require(
+                    other == where,
+                    f"{where} is the buffer of {other}, so that both cannot be donated",
+                    _donation_code(subject, params),
+                )
+
+
+def _require_unchanged(subject: Subject, params: Any) -> None:
+    # Arrays of NumPy are mutable, and JAX can share their memory: 64 bytes aligned.
+    params = jax.tree.map(_aligned, params)
+    before = snapshot(params)
+    code = _unchanged_code(subject, params)
+    with subject.promotion(), promise("arrays of NumPy should be taken", code):
+        state = subject.given.init(params)
+        require_same("the parameters after init", before, params, code)
+        state_before = snapshot(state)
+        jax.tree.map(lambda x: x.fill(7), params)
+        require_same("the state, its parameters mutated", state_before, state, code)
+
+        inputs = jax.tree.map(_aligned, (gradient(before), before))
+        inputs_before = snapshot(inputs)
+        _, new_state = update(subject, inputs[0], state, inputs[1])
+        require_same("the inputs of update", inputs_before, inputs, code)
+        require_same("the state given to update", state_before, state, code)
+        new_before = snapshot(new_state)
+        jax.tree.map(lambda x: x.fill(7), inputs)
+        require_same("the new state, inputs mutated", new_before, new_state, code)
+
+
+def _aligned(x: Any) -> np.ndarray:
+    """A copy that JAX may put its arrays in."""
+    x = np.asarray(x)
+    buffer = np.zeros(x.nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    own = buffer[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    own[...] = x
+    return own
+
+
+def _require_donatable(subject: Subject, params: Any) -> None:
+    # Arrays as hyperparameters: the state must not share theirs either.
+    code = _donation_code(subject, params)
+    rule = subject.given
+    arrays, rest = eqx.partition(_with_arrays(rule), eqx.is_array)
+
+    def step(arrays: Any, params: Any, state: Any) -> Any:
+        own = eqx.combine(arrays, rest)
+        return train(subject, params, state, steps=1, rule=own)[:2]
+
+    donating = jax.jit(step, donate_argnums=(1, 2), keep_unused=True)
+    with precision_of(subject, params) as params:
+        params = jax.tree.map(jnp.copy, params)
+        state = eqx.combine(arrays, rest).init(params)
+        leaves = jax.tree.leaves((params, state))
+        with promise("parameters and state should be donatable", code):
+            for _ in range(3):
+                params, state = donating(arrays, params, state)
+            donated = all(x.is_deleted() for x in leaves if x.size)
+            require(donated, "nothing was donated, so this shows nothing", code)
+            eqx.combine(arrays, rest).init(params)
+
+
+def _donation_code(subject: Subject, params: Any) -> str:
+    extras = extras_code(subject)
+    return f"""\
+def step(params, state):
+    return transform.update(params, state, params{extras})
+
+params = {literal(params)}
+jax.jit(step, donate_argnums=(0, 1))(params, transform.init(params))"""
+
+
+def _unchanged_code(subject: Subject, params: Any) -> str:
+    lines = step_code(subject, params, "_, new_state")
+    return "\n".join(
+        [
+            *lines,
+            "assert not any(x is p for x in jax.tree.leaves((state, new_state)) "
+            "for p in jax.tree.leaves(params))",
+        ]
+    )
+
+
+C4 = Law(
+    "C4",
+    "contract",
+    "Inputs are left alone, and none of their buffers is in the state: both can be "
+    "donated.",
+    r"\text{buffers}(s_0) \cap \text{buffers}(x_0) = \emptyset",
+    "none",
+    _purity,
+    first=lambda subject: [np.ones(1, np.float32), parameters()],
+)
+
+
+# C7
+
+
+def _checkpoint(subject: Subject, saver: str) -> Fault | None:
+    params = few()
+    restore = {"equinox": _by_equinox, "orbax": _by_orbax}[saver]
+    code = _checkpoint_code(subject)
+    with precision_of(subject, params) as params:
+        start = (params, subject.rule.init(params))
+
+        def one_step(params: Any, state: Any) -> Any:
+            return train(subject, params, state, steps=1, rule=subject.rule)[:2]
+
+        step = subject.compiled("C7", one_step)
+        halfway = step(*step(*start))
+        expected = step(*step(*halfway))
+        with promise(f"{saver} should save and restore the state", code):
+            restored = restore(halfway, start)
+            require_same("the restored state", halfway, restored, code)
+            resumed = step(*step(*restored))
+        require_same("the state of the resumed run", expected, resumed, code)
+
+
+def _by_equinox(carry: Any, like: Any) -> Any:
+    file = io.BytesIO()
+    eqx.tree_serialise_leaves(file, carry)
+    file.seek(0)
+    return eqx.tree_deserialise_leaves(file, like)
+
+
+def _by_orbax(carry: Any, like: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as saver:
+        path = Path(folder) / "state"
+        saver.save(path, carry)
+        saver.wait_until_finished()
+        return saver.restore(path, like)
+
+
+def _savers(subject: Subject) -> Iterator[str]:
+    yield "equinox"
+    if importlib.util.find_spec("orbax") is not None:
+        yield "orbax"
+
+
+def _checkpoint_code(subject: Subject) -> str:
+    lines = step_code(subject, np.ones(1, np.float32), "_, state")
+    return "\n".join(
+        [
+            "import io",
+            "import equinox as eqx",
+            *lines,
+            "file = io.BytesIO()",
+            "eqx.tree_serialise_leaves(file, state)",
+            "file.seek(0)",
+            "restored = eqx.tree_deserialise_leaves(file, transform.init(params))",
+            "assert eqx.tree_equal(restored, state)",
+        ]
+    )
+
+
+C7 = Law(
+    "C7",
+    "contract",
+    "A run that was saved and resumed is bitwise the one that did not stop.",
+    r"s_{t+1}(\text{restore}(\text{save}(s_t))) = s_{t+1}(s_t)",
+    "none",
+    _checkpoint,
+    first=_savers,
+)

@@ -1,0 +1,101 @@
+"""C8: sharded over devices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ._law import Fault, Law
+from ._subject import Subject
+from ._training import precision_of, promise, require, require_close, train, waves
+from ._write import step_code
+
+
+DEVICES = 8
+
+_SHAPES = {"w": (16, 4), "b": (8,), "t": ()}
+_SPECS = {"w": ("devices", None), "b": ("devices",), "t": ()}
+
+
+def _sharding(subject: Subject, axis_type: AxisType) -> Fault | None:
+    rule = subject.rule
+    local = {name: waves(shape, "float64") for name, shape in _SHAPES.items()}
+    code = _code(subject, axis_type)
+    with precision_of(subject, local) as local:
+        mesh = jax.make_mesh((DEVICES,), ("devices",), axis_types=(axis_type,))
+
+        def one_step(params: Any, state: Any) -> Any:
+            return train(subject, params, state, 1, rule=rule)[:2]
+
+        step = subject.compiled("C8", one_step)
+        expected = step(*step(local, rule.init(local)))
+        with jax.set_mesh(mesh), promise("sharded parameters should work", code):
+            shardings = {
+                k: NamedSharding(mesh, PartitionSpec(*s)) for k, s in _SPECS.items()
+            }
+            params = jax.device_put(local, shardings)
+            wanted = {_SHAPES[k]: s for k, s in shardings.items() if _SHAPES[k]}
+            state = rule.init(params)
+            _require_sharded("the state of init", state, wanted, code)
+            _require_sharded(
+                "the state of init under jit", jax.jit(rule.init)(params), wanted, code
+            )
+            for _ in range(2):
+                params, state = step(params, state)
+                _require_sharded("the parameters after a step", params, wanted, code)
+                _require_sharded("the state after a step", state, wanted, code)
+        require_close("sharded and not", expected, (params, state), code)
+
+
+def _require_sharded(
+    what: str, x: Any, wanted: dict[Any, NamedSharding], code: str
+) -> None:
+    for path, leaf in jtu.tree_leaves_with_path(x):
+        sharding = wanted.get(leaf.shape)
+        if sharding is not None:
+            require(
+                leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
+                f"{what} at {jtu.keystr(path)}: {leaf.sharding}, not {sharding}",
+                code,
+            )
+
+
+def _code(subject: Subject, axis_type: AxisType) -> str:
+    step = step_code(subject, jnp.zeros(()), "_, state")[-1]
+    return f"""\
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+axis_types = (AxisType.{axis_type.name},)
+mesh = jax.make_mesh(({DEVICES},), ("devices",), axis_types=axis_types)
+with jax.set_mesh(mesh):
+    sharding = NamedSharding(mesh, PartitionSpec("devices"))
+    params = jax.device_put(jnp.arange({DEVICES}.0), sharding)
+    state = transform.init(params)
+    states = [state, jax.jit(transform.init)(params)]
+    {step}
+    for x in jax.tree.leaves([*states, state]):
+        if x.shape == params.shape:
+            assert x.sharding.is_equivalent_to(sharding, 1), x.sharding"""
+
+
+def _too_few_devices(subject: Subject) -> str | None:
+    if len(jax.devices()) < DEVICES:
+        return (
+            f"it takes {DEVICES} devices: set XLA_FLAGS="
+            f"--xla_force_host_platform_device_count={DEVICES} before JAX starts"
+        )
+    return None
+
+
+C8 = Law(
+    "C8",
+    "contract",
+    "Sharded parameters give what those on one device give, with a state that is "
+    "sharded like them.",
+    r"\text{sharding}(s_t) = \text{sharding}(x_t)",
+    "1e-7 of the largest entry of a leaf, in double precision, as for C3",
+    _sharding,
+    first=lambda subject: [AxisType.Explicit, AxisType.Auto],
+    excuse=_too_few_devices,
+)

@@ -1,0 +1,91 @@
+"""Every law catches what breaks it, by code that shows it, and nothing else."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import mutants_algebra
+import mutants_contract
+import mutants_wrappers
+import pytest
+from mutants_laws import check, LAWFUL, Mutant, MUTANTS
+
+from contrib_core.laws import LAWS, Verdict
+
+
+# Importing them registers the mutants.
+MODULES = (mutants_algebra, mutants_contract, mutants_wrappers)
+
+# One of each law has the smallest counterexample looked for, which takes a while.
+FIRST = {m.law: m for m in reversed(MUTANTS)}
+
+
+def _name(mutant: Mutant) -> str:
+    return f"{mutant.law}-{mutant.name}"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=_name)
+def test_mutant_is_killed(mutant: Mutant):
+    is_first = mutant is FIRST[mutant.law]
+    outcome = check(mutant.law, mutant.recipe, shrink=is_first)
+    assert outcome.verdict is Verdict.FAILS, outcome.note
+    assert bool(outcome.counterexample) == mutant.coded, outcome.note
+    if not mutant.coded:
+        return
+    error = failure(mutant.law, outcome.counterexample)
+    # XLA itself refuses to donate a buffer twice.
+    expected = isinstance(error, AssertionError | jax.errors.JaxRuntimeError)
+    assert expected or type(error).__name__ in outcome.note, (error, outcome.note)
+    if is_first:
+        passed = [
+            failure(mutant.law, of_another(outcome.counterexample, mutant, recipe))
+            for recipe in LAWFUL[mutant.law]
+        ]
+        assert None in passed, passed
+
+
+def failure(law: str, code: str) -> Exception | None:
+    """What a counterexample raises when it is run as it is."""
+    names: dict[str, Any] = {}
+    try:
+        exec(code, names)
+        names[f"test_{law}"]()
+    except Exception as error:
+        return error
+    return None
+
+
+def of_another(code: str, mutant: Mutant, recipe: Callable[..., Any]) -> str:
+    """A counterexample with another recipe in place of that of the mutant."""
+    broken, lawful = (
+        f"from {r.__module__} import {r.__name__}" for r in (mutant.recipe, recipe)
+    )
+    return re.sub(rf"{broken}\b", f"{lawful} as {mutant.name}", code)
+
+
+@pytest.mark.parametrize(
+    ("law", "recipe"),
+    [
+        pytest.param(law, recipe, id=f"{law}-{recipe.__name__}")
+        for law, recipes in LAWFUL.items()
+        for recipe in recipes
+    ],
+)
+def test_no_false_alarm(law: str, recipe: Callable[..., Any]):
+    outcome = check(law, recipe)
+    assert outcome.verdict is Verdict.HOLDS, outcome.note
+
+
+def test_every_law_has_mutants():
+    """A blunt one and a subtle one, and what they are broken from."""
+    killers = [mutant.law for mutant in MUTANTS]
+    assert set(killers) == set(LAWFUL) == set(LAWS)
+    assert not [law for law in LAWS if killers.count(law) < 2]
+
+
+def test_mutants_have_names_of_their_own():
+    recipes = {m.name: m.recipe for m in MUTANTS}
+    for mutant in MUTANTS:
+        assert recipes[mutant.name] is mutant.recipe
+        assert any(mutant.recipe is vars(m).get(mutant.name) for m in MODULES)
