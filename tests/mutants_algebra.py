@@ -323,14 +323,6 @@ def triples_the_distance():
 
 
 @mutant("bounded_growth")
-def jumps_at_the_first_step():
-    def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:
-        return jnp.where(t == 0, 1.0, jnp.maximum(before, travelled))
-
-    return with_growth(grow)
-
-
-@mutant("bounded_growth")
 def jumps_to_the_norm_of_a_gradient():
     def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:
         return jnp.maximum(jnp.maximum(before, travelled), 0.3 * tree.norm(g))

@@ -338,7 +338,7 @@ def has_a_buffer_twice():
     return keeping(twice)
 
 
-@mutant("C4")
+@mutant("C4", coded=False)
 def keeps_the_memory_of_the_gradients():
     def changed(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inner = update(grads, state[0], params)
@@ -427,23 +427,6 @@ def adds_up_squares():
         return tree.scale(-tree.divide(0.1, jnp.sqrt(total)), g), total
 
     return Rule(lambda x: tree.scalar(0, like=x), then)
-
-
-@mutant("C5")
-def wraps_its_count():
-    def then(g: Tree, t: Any, x: Tree) -> tuple[Tree, Any]:
-        return tree.scale(-0.1 / jnp.sqrt(t.astype("float32") + 1), g), t + 1
-
-    return Rule(lambda x: zero_count(), then)
-
-
-@mutant("C5")
-def counts_to_127():
-    def then(g: Tree, t: Any, x: Tree) -> tuple[Tree, Any]:
-        t = t + jnp.int8(1)
-        return tree.scale(-0.1 / (1 - 0.9 ** t.astype("float32")), g), t
-
-    return Rule(lambda x: jnp.zeros((), "int8"), then)
 
 
 @mutant("C5")
@@ -595,19 +578,6 @@ def scales_up_in_float16():
         return jax.tree.map(lambda g: (g * 2.0**17) / 2.0**17, grads)
 
     return updating(of_grads=of_grads)
-
-
-@mutant("C9")
-def rounds_a_decay_rate_to_1():
-    def then(g: Tree, state: Tree, x: Tree) -> tuple[Tree, Tree]:
-        def mean(v: Any, g: Any) -> Any:
-            b = jnp.asarray(0.999, g.dtype)
-            return v + ((1 - b) * g * g).astype(v.dtype)
-
-        v = jax.tree.map(mean, state, g)
-        return tree.map(lambda g, v: -0.1 * g / jnp.sqrt(v), g, v), v
-
-    return Rule(lambda x: tree.accumulator_like(x), then)
 
 
 @mutant("C9")

@@ -166,7 +166,10 @@ def _run_up(subject: Subject) -> list[Case]:
     size = ARRAY.size
     grads, values = np.zeros((STEPS, size)), np.ones(STEPS)
     grads[0], grads[-2] = 1, 1024
-    return [Case(ARRAY, Problem(np.zeros(size), grads, values))]
+    # And one there and back, where it stays.
+    back = np.zeros((STEPS, size))
+    back[:4] = [[1], [1], [-1], [-1]]
+    return [Case(ARRAY, Problem(np.zeros(size), g, values)) for g in (grads, back)]
 
 
 def _drawn_problems(subject: Subject) -> st.SearchStrategy[Case]:
@@ -192,6 +195,7 @@ monotone = Law(
     r"d_{t+1} \ge d_t",
     "none: a maximum is exact",
     _decrease,
+    first=_run_up,
     drawn=_drawn_problems,
     excuse=_no_distance,
     hooks=("metrics",),

@@ -20,6 +20,7 @@ from ._training import (
     require_same,
     train,
 )
+from ._write import extras_code
 
 
 def _in_chain(transform: Any) -> Any:
@@ -99,13 +100,21 @@ def _what_it_does(subject: Subject, rule: Any, params: Any) -> dict[str, Any]:
 
 
 def _code(subject: Subject, written: str) -> str:
-    imports = "import optax\nfrom contrib_core import chain, masked, scale, to_optax"
+    imports = "import optax\nfrom contrib_core import to_optax\n"
     return f"""\
-{imports}
-params = jnp.array([1.0, 2.0])
-for t in (transform, {written}):
-    updates, _ = t.update(params, t.init(params), params)
-    print(updates)  # One and the same."""
+{imports if "optax" in written else ""}
+def seen(t, everything):
+    params = jnp.array([1.0, 2.0])
+    state = t.init(params)
+    for _ in range(2):
+        updates, state = t.update(params, state, params{extras_code(subject)})
+        params = params + updates
+    more = (t.eval_params(state, params), t.metrics(state)) if everything else ()
+    return updates, params, *more
+
+everything = hasattr(transform, "metrics") and {"optax" not in written}
+found = seen({written}, everything)
+assert eqx.tree_equal(found, seen(transform, everything))"""
 
 
 C10 = Law(

@@ -137,7 +137,7 @@ def _finite(subject: Subject, event: Event) -> Fault | None:
             _finite_code(subject, event, grads, step),
         )
     harmless = event.before == 0 and event.steps == 1 and event.push <= 1e-30
-    if harmless and event.after and not event.hole and event.tree == "mixed":
+    if harmless and event.after and not event.hole and event.tree != "narrow":
         _require_start(subject, event, params, end)
 
 
@@ -145,14 +145,15 @@ def _require_start(subject: Subject, event: Event, params: Any, end: Any) -> Non
     """If there is progress without a null first step, then there is with it."""
 
     def wide(x: Any) -> Any:
-        return {k: v for k, v in x.items() if k != "narrow"}
+        is_wide = jax.tree.map(lambda p: p.dtype != "bfloat16", params)
+        return jax.tree.map(lambda keep, a: a if keep else None, is_wide, x)
 
-    _, grads, usual = _run(subject, Event(pull=1.0, tree="mixed"))
+    _, _, usual = _run(subject, Event(pull=1.0, tree=event.tree))
     if descends(wide(params), wide(usual)):
         require(
             descends(wide(params), wide(end)),
             f"after a first step that is null ({event}), training does not start",
-            _finite_code(subject, event, grads, STEPS - 1),
+            _start_code(subject, event),
         )
 
 
@@ -217,6 +218,22 @@ def _paths(subject: Subject, params: Any) -> list[str]:
     with precision_of(subject, params) as params:
         state = jax.eval_shape(subject.rule.init, params)
     return [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path((params, state))]
+
+
+def _start_code(subject: Subject, event: Event) -> str:
+    first = f"{event.pull} * (p - {TARGET}) + {event.push}"
+    used = f"p + (u if t else {event.rate} * u)"
+    return f"""\
+def loss(params):
+    return sum(jnp.sum((p - {TARGET}) ** 2) for p in jax.tree.leaves(params))
+
+start = params = {literal(TREES["one"])}
+state = transform.init(params)
+for t in range({STEPS}):
+    grads = jax.tree.map(lambda p: p - {TARGET} if t else {first}, params)
+    updates, state = transform.update(grads, state, params{extras_code(subject)})
+    params = jax.tree.map(lambda p, u: {used}, params, updates)
+assert loss(params) < 0.9 * loss(start)"""
 
 
 def _finite_code(subject: Subject, event: Event, grads: Any, step: int) -> str:

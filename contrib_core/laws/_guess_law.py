@@ -13,8 +13,9 @@ from jax import lax
 
 from .._optax import as_transform
 from ._law import Fault, Law
-from ._problem import ARRAY, coordinates
+from ._problem import ARRAY, array_code, coordinates
 from ._subject import Subject
+from ._write import extras_code
 
 
 # By which a rule's first guess of the distance to the solution is known.
@@ -89,7 +90,35 @@ def _is_sensitive(subject: Subject, bowl: Bowl) -> Fault | None:
         f"after {STEPS} steps with {name}={SIX_DECADES[worst]:.0e} the loss is "
         f"{losses[worst]:.3g} of the first one, with {SIX_DECADES[best]:.0e} "
         f"{losses[best]:.3g}",
+        _code(subject, name, bowl),
     )
+
+
+def _code(subject: Subject, name: str, bowl: Bowl) -> str:
+    """A test, for a recipe, of which the guess is an argument."""
+    made = subject.make_code(**{name: "guess"})
+    if not made:
+        return ""
+    parts = map(array_code, (bowl.start, bowl.solution, bowl.curvatures))
+    value = "jnp.sum(h * (x - solution) ** 2) / 2"
+    extras = extras_code(subject, value, "lambda p, *_: h * (p - solution)")
+    return f"""\
+start, solution, h = {", ".join(parts)}
+
+def final_loss(guess):
+    transform = {made}
+    update = jax.jit(lambda x, state: transform.update(
+        h * (x - solution), state, x{extras}
+    ))
+    x, state = jnp.asarray(start), transform.init(jnp.asarray(start))
+    for _ in range({STEPS}):
+        u, state = update(x, state)
+        x = x + u
+    return jnp.sum(h * (x - solution) ** 2) / jnp.sum(h * (start - solution) ** 2)
+
+with jax.enable_x64(True):
+    losses = [float(final_loss(10.0**-k)) for k in range(2, 9)]
+assert np.ptp(losses) <= {FLAT}, losses"""
 
 
 def _program(subject: Subject, make: Callable[[Any], Any]) -> Any:

@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ._law import Fault, Law
 from ._subject import Subject
 from ._training import precision_of, promise, require, require_close, train, waves
-from ._write import step_code
+from ._write import extras_code
 
 
 DEVICES = 8
@@ -63,20 +62,28 @@ def _require_sharded(
 
 
 def _code(subject: Subject, axis_type: AxisType) -> str:
-    step = step_code(subject, jnp.zeros(()), "_, state")[-1]
     return f"""\
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 axis_types = (AxisType.{axis_type.name},)
 mesh = jax.make_mesh(({DEVICES},), ("devices",), axis_types=axis_types)
+specs = {{"w": ("devices", None), "b": ("devices",), "t": ()}}
+local = {{"w": jnp.arange(64.0).reshape(16, 4), "b": jnp.arange(8.0), "t": jnp.ones(())}}
+
+def step(params, state):
+    return transform.update(params, state, params{extras_code(subject)})
+
+expected = jax.jit(step)(local, transform.init(local))
 with jax.set_mesh(mesh):
-    sharding = NamedSharding(mesh, PartitionSpec("devices"))
-    params = jax.device_put(jnp.arange({DEVICES}.0), sharding)
-    state = transform.init(params)
-    states = [state, jax.jit(transform.init)(params)]
-    {step}
-    for x in jax.tree.leaves([*states, state]):
-        if x.shape == params.shape:
-            assert x.sharding.is_equivalent_to(sharding, 1), x.sharding"""
+    shardings = {{k: NamedSharding(mesh, PartitionSpec(*s)) for k, s in specs.items()}}
+    params = jax.device_put(local, shardings)
+    states = [transform.init(params), jax.jit(transform.init)(params)]
+    found = jax.jit(step)(params, states[0])
+    for x in jax.tree.leaves((states, found)):
+        for p in params.values():
+            if p.shape == x.shape != ():
+                assert x.sharding.is_equivalent_to(p.sharding, x.ndim), x.sharding
+for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-5)"""
 
 
 def _too_few_devices(subject: Subject) -> str | None:

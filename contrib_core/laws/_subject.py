@@ -174,6 +174,8 @@ class Subject:
         lines = f"{self.code}\n{code}".strip().splitlines()
         given = [line for line in lines if _IMPORT.match(line)]
         rest = "\n".join(line for line in lines if line not in given)
+        if re.search("float64|complex128", rest) and "enable_x64" not in rest:
+            rest = f"with jax.enable_x64(True):\n{textwrap.indent(rest, '    ')}"
         rest = re.sub(r"(?<=\S)\n(?=def )", "\n\n", rest)
         head = [x for x in _IMPORTS if _is_used(x, rest)] + given
         head = "\n".join(dict.fromkeys(sorted(head, key=_import_order)))
@@ -185,6 +187,11 @@ _IMPORTS = (
     "import jax",
     "import jax.numpy as jnp",
     "import numpy as np",
+    "import equinox as eqx",
+    "from contrib_algos import sgd",
+    "from contrib_core import add_decayed_weights",
+    "from contrib_core import chain",
+    "from contrib_core import masked",
     "from contrib_core import scale",
     "from contrib_core import scale_by_learning_rate",
 )

@@ -82,9 +82,11 @@ def _types(subject: Subject, model: Any) -> Fault | None:
 
 
 def _types_code(subject: Subject, params: Any) -> str:
-    check = "assert types(updates) == types(params)"
     types = "def types(x):\n    return jax.tree.map(lambda a: (a.shape, a.dtype), x)\n"
-    return "\n".join([types, *step_code(subject, params, "updates, _"), check])
+    check = "assert types(updates) == types(params)"
+    point = "assert types(transform.eval_params(state, params)) == types(params)"
+    steps = step_code(subject, params, "updates, state")
+    return "\n".join([types, *steps, check, *([point] if subject.is_ours else [])])
 
 
 C1 = Law(
@@ -156,8 +158,12 @@ def _constant_state_code(subject: Subject, params: Any) -> str:
         "def types(x):\n"
         "    return jax.tree.map(lambda a: (a.shape, a.dtype, a.weak_type), x)\n"
     )
-    check = "assert types(new_state) == types(state)"
-    return "\n".join([types, *step_code(subject, params, "_, new_state"), check])
+    checks = [
+        "for x in jax.tree.leaves(state):",
+        "    assert isinstance(x, jax.Array) and not x.weak_type, x",
+        "assert types(new_state) == types(state)",
+    ]
+    return "\n".join([types, *step_code(subject, params, "_, new_state"), *checks])
 
 
 C2 = Law(
@@ -190,7 +196,8 @@ def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
         def run(state: Any, **extra: Any) -> Any:
             return given.update(grads, state, params, **known, **extra)
 
-        plain = jax.eval_shape(run, state)
+        with promise("it should need nothing that it does not say", code):
+            plain = jax.eval_shape(run, state)
         with promise("extras that it does not know should be tolerated", code):
             with_more = jax.eval_shape(lambda s: run(s, **more), state)
         require_same_type("what update returns with them", plain, with_more, code)

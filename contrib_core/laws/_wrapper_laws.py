@@ -9,11 +9,15 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 
+from .. import tree
 from .._combine import add_decayed_weights, scale
+from .._state import Extra
+from .._transform import AbstractTransform
+from .._types import Tree
 from ._law import Fault, Law
 from ._problem import ARRAY, Case, MIXED, Problem, problems, STEPS
 from ._run import AVERAGE, MECHANIC, parts_of, rounding, Run, run, UNIT
-from ._subject import BASE, BASE_CODE, Subject
+from ._subject import Subject, wraps
 from ._write import (
     arguments_code,
     difference_code,
@@ -35,6 +39,41 @@ def _small_cases(subject: Subject) -> st.SearchStrategy[Case]:
     return st.builds(Case, st.just(ARRAY), problems(ARRAY.size))
 
 
+class Probe(AbstractTransform[Tree]):
+    """What wrappers are tried around: decay and momentum, so that they must show it the
+    parameters and keep its state."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The parameters, which decay."""
+        return frozenset({"params"})
+
+    def start(self, params: Tree) -> Tree:
+        return tree.accumulator_like(params)
+
+    def step(
+        self, grads: Tree, state: Tree, params: Tree, extra: Extra
+    ) -> tuple[Tree, Tree]:
+        decayed = tree.axpy(0.01, params, tree.widen(grads))
+        state = tree.axpy(0.9, state, decayed)
+        return tree.scale(-0.1, state), state
+
+
+PROBE = Probe()
+_PROBE_CODE = "chain(add_decayed_weights(0.01), sgd(0.1, momentum=0.9))"
+
+
+def _around_probe(subject: Subject, **more: Any) -> Any:
+    """The wrapper around the probe; other optimisers are the base."""
+    first = next(iter(subject.parameters))
+    return subject.make(**{first: PROBE}, **more)
+
+
+def _around_probe_code(subject: Subject, **more: str) -> str:
+    first = next(iter(subject.parameters))
+    return subject.make_code(**{first: _PROBE_CODE}, **more)
+
+
 def _difference(
     subject: Subject, other: Subject, case: Case, how: str, codes: tuple[str, str]
 ) -> Fault | None:
@@ -45,10 +84,11 @@ def _difference(
     - `how`: what the other one is, for a sentence.
     - `codes`: both, for a test.
     """
-    found, jittered = run(subject, case.layout, case.problem)
-    wanted, _ = run(other, case.layout, case.problem)
-    allowed = rounding(found, jittered)
+    wanted, jittered = run(other, case.layout, case.problem)
+    found, _ = run(subject, case.layout, case.problem)
+    allowed = rounding(wanted, jittered)
     error = np.max(np.abs(found.updates - wanted.updates), axis=1)
+    # Not `error > allowed`, which is false for NaN.
     wrong = np.flatnonzero(~(error <= allowed))
     if not len(wrong):
         return None
@@ -64,9 +104,13 @@ def _difference(
 
 
 def _is_not_neutral(subject: Subject, case: Case) -> Fault | None:
-    inner = subject.variant("inner", lambda: subject.inner)
-    codes = ("transform", subject.inner_code)
-    return _difference(subject, inner, case, "what it wraps", codes)
+    around, codes = subject, ("transform", subject.inner_code)
+    is_recipe = subject.recipe is not None and wraps(subject.recipe)
+    inner = subject.variant("inner", lambda: PROBE if is_recipe else subject.inner)
+    if is_recipe:
+        around = subject.variant("neutral", lambda: _around_probe(subject))
+        codes = (_around_probe_code(subject), _PROBE_CODE)
+    return _difference(around, inner, case, "what it wraps", codes)
 
 
 neutral = Law(
@@ -231,9 +275,9 @@ def _sam(
     """The law that with these keywords it does what it wraps."""
 
     def fault(subject: Subject, case: Case) -> Fault | None:
-        special = subject.variant(name, lambda: subject.make(**keywords))
-        base = subject.variant("inner", lambda: BASE)
-        codes = (subject.make_code(**written), BASE_CODE)
+        special = subject.variant(name, lambda: _around_probe(subject, **keywords))
+        base = subject.variant("inner", lambda: PROBE)
+        codes = (_around_probe_code(subject, **written), _PROBE_CODE)
         return _difference(special, base, case, "what it wraps", codes)
 
     return Law(
@@ -269,9 +313,17 @@ sam_radius = _sam(
 
 def _is_opaque_other(subject: Subject, case: Case) -> Fault | None:
     p, half = case.problem, STEPS // 2
-    opaque = subject.variant("opaque", lambda: subject.make(opaque_mode=True))
+    seeing, opaque = (
+        subject.variant(
+            f"opaque={mode}",
+            lambda mode=mode: subject.make(
+                optimizer=PROBE, adv_optimizer=PROBE, opaque_mode=mode
+            ),
+        )
+        for mode in (False, True)
+    )
     twice = dataclasses.replace(p, grads=np.repeat(p.grads[:half], 2, axis=0))
-    seen, _ = run(subject, case.layout, twice)
+    seen, _ = run(seeing, case.layout, twice)
     hidden, jittered = run(opaque, case.layout, p)
     largest = _largest(p, hidden)
     allowed = rounding(hidden, jittered)[:half] + 2.0**8 * UNIT * largest
@@ -284,11 +336,17 @@ def _is_opaque_other(subject: Subject, case: Case) -> Fault | None:
     first, second = (
         arguments_code(opaque, q, n) for q, n in ((twice, 2 * t + 2), (p, t + 1))
     )
+
+    def made(mode: str) -> str:
+        return subject.make_code(
+            optimizer=_PROBE_CODE, adv_optimizer=_PROBE_CODE, opaque_mode=mode
+        )
+
     code = [
         run_code(opaque, case.layout, p, "run"),
         "with jax.enable_x64(True):",
-        f"    _, first, _ = run(transform, {first})",
-        f"    _, second, _ = run({subject.make_code(opaque_mode='True')}, {second})",
+        f"    _, first, _ = run({made('False')}, {first})",
+        f"    _, second, _ = run({made('True')}, {second})",
         f"np.testing.assert_allclose(second, first, rtol=0, atol={allowed[t]:.2g})",
     ]
     return Fault(
@@ -321,27 +379,43 @@ def _is_no_chain(subject: Subject) -> str | None:
     return None
 
 
-_LINKS = (add_decayed_weights(0.25), BASE, scale(0.5))
-_LINKS_CODE = """\
-from contrib_core import add_decayed_weights, scale, scale_by_learning_rate
-a, b, c = add_decayed_weights(0.25), scale_by_learning_rate(0.1), scale(0.5)"""
+class _InTurn(AbstractTransform[Any]):
+    """What a chain is to do, written plainly."""
+
+    links: tuple[AbstractTransform, ...]
+
+    def start(self, params: Tree) -> Any:
+        return [link.start(params) for link in self.links]
+
+    def step(
+        self, grads: Tree, state: Any, params: Tree, extra: Extra
+    ) -> tuple[Tree, Any]:
+        states = []
+        for link, before in zip(self.links, state, strict=True):
+            grads, after = link.step(grads, before, params, extra)
+            states.append(after)
+        return grads, states
+
+
+_LINKS = (add_decayed_weights(0.25), PROBE, scale(0.5))
+_LINKS_CODE = f"a, b, c = add_decayed_weights(0.25), {_PROBE_CODE}, scale(0.5)"
 
 
 def _is_no_monoid(subject: Subject, case: Case) -> Fault | None:
-    chain = subject.make
+    make = subject.make
     a, b, c = _LINKS
-    flat = subject.variant("flat", lambda: chain(a, b, c))
+    plain = subject.variant("plain", lambda: _InTurn(_LINKS))
     nested = {
-        "{0}({0}(a, b), c)": lambda: chain(chain(a, b), c),
-        "{0}(a, {0}(b, c))": lambda: chain(a, chain(b, c)),
-        "{0}(a, {0}(), b, c)": lambda: chain(a, subject.make(), b, c),
+        "{0}(a, b, c)": lambda: make(a, b, c),
+        "{0}({0}(a, b), c)": lambda: make(make(a, b), c),
+        "{0}(a, {0}(b, c))": lambda: make(a, make(b, c)),
+        "{0}(a, {0}(), b, c)": lambda: make(a, make(), b, c),
     }
-    for written, make in nested.items():
-        other = subject.variant(written, make)
-        written, plain = (
-            text.format(subject.name) for text in (written, "{0}(a, b, c)")
-        )
-        if fault := _difference(other, flat, case, plain, (written, plain)):
+    for written, made in nested.items():
+        other = subject.variant(written, made)
+        written = written.format(subject.name)
+        codes = (written, "chain(a, b, c)")
+        if fault := _difference(other, plain, case, "a, b and c in turn", codes):
             return Fault(f"{written}: {fault.what}", f"{_LINKS_CODE}\n{fault.code}")
     return None
 
@@ -349,7 +423,8 @@ def _is_no_monoid(subject: Subject, case: Case) -> Fault | None:
 monoid = Law(
     "monoid",
     "wrapper",
-    "Chains may be nested in any way, and the empty chain does nothing.",
+    "A chain does what its links do, in turn: nested in any way, and with empty chains "
+    "in it.",
     r"(a \cdot b) \cdot c = a \cdot (b \cdot c), \quad a \cdot 1 = a = 1 \cdot a",
     _ROUNDING,
     _is_no_monoid,

@@ -72,7 +72,7 @@ def run_code(subject: Subject, layout: Layout, problem: Problem, name: str) -> s
     In it `x` and `u` are vectors; what `update` is given are trees.
     """
     value, gradient = "v + g @ (x - start)", "g"
-    if problem.curvature:
+    if _is_curved(subject, problem):
         value += " + curvature / 2 * jnp.sum((x - start) ** 2)"
         gradient = "(g + curvature * (x - start))"
     at = gradient.replace("(x - start)", f"({layout.vector_code('p')} - start)")
@@ -105,7 +105,12 @@ def _optional(
     subject: Subject, problem: Problem, values: str, curvature: str
 ) -> list[str]:
     given = [values] if "value" in subject.needs else []
-    return given + ([curvature] if problem.curvature else [])
+    return given + ([curvature] if _is_curved(subject, problem) else [])
+
+
+def _is_curved(subject: Subject, problem: Problem) -> bool:
+    """Whether gradients depend on the parameters: a function of them does, by 0 too."""
+    return problem.curvature != 0 or "grad_fn" in subject.needs
 
 
 def updates_code(
@@ -192,6 +197,6 @@ def distances_code(
             f"    before = {distance}",
             f"    *_, state = run(transform, {after})",
             f"    after = {distance}",
-            f"assert after {bound}, (before, after)",
+            f"    assert after {bound}, (before, after)",
         ]
     )
