@@ -511,15 +511,16 @@ def test_master_weights_do_not_copy_wide_leaves():
 # Metrics
 
 DOG = {"dog/distance", "dog/step_size"}
+PRODIGY = {"prodigy/distance", "prodigy/step_size"}
 METRICS: dict[str, tuple[AbstractTransform, set[str]]] = {
     "sgd": (sgd(0.1), set()),
     "dog": (dog(weight_decay=0.1), DOG),
-    "prodigy": (prodigy(), {"prodigy/step_size"}),
+    "prodigy": (prodigy(), PRODIGY),
     "schedule_free": (schedule_free(dog(), 1.0), DOG | {"schedule_free/weight"}),
     "split": (split_real_and_imaginary(dog()), DOG),
     "masked": (masked(dog(), True), DOG),
     "master_weights": (master_weights(dog()), DOG),
-    "chain": (chain(dog(), prodigy()), DOG | {"prodigy/step_size"}),
+    "chain": (chain(dog(), prodigy()), DOG | PRODIGY),
     "twice": (chain(scale(1.0), dog(), dog()), DOG | {f"2/{name}" for name in DOG}),
     "thrice": (
         chain(masked(chain(dog(), dog()), True), dog()),

@@ -223,10 +223,10 @@ def _require_donatable(subject: Subject, params: Any) -> None:
 
 def _donation_code(subject: Subject, params: Any) -> str:
     return f"""\
-arrays, rest = eqx.partition(
-    jax.tree.map(lambda x: jnp.array(x, float) if isinstance(x, float) else x, transform),
-    eqx.is_array,
-)
+def traced(x):
+    return jnp.array(x, float) if isinstance(x, float) else x
+
+arrays, rest = eqx.partition(jax.tree.map(traced, transform), eqx.is_array)
 
 def step(arrays, params, state):
     transform = eqx.combine(arrays, rest)

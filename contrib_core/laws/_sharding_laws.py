@@ -67,7 +67,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 axis_types = (AxisType.{axis_type.name},)
 mesh = jax.make_mesh(({DEVICES},), ("devices",), axis_types=axis_types)
 specs = {{"w": ("devices", None), "b": ("devices",), "t": ()}}
-local = {{"w": jnp.arange(64.0).reshape(16, 4), "b": jnp.arange(8.0), "t": jnp.ones(())}}
+w, b, t = jnp.arange(64.0).reshape(16, 4), jnp.arange(8.0), jnp.ones(())
+local = {{"w": w, "b": b, "t": t}}
 
 def step(params, state):
     return transform.update(params, state, params{extras_code(subject)})

@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import tree
 from .._combine import add_decayed_weights, scale
-from .._state import Extra
+from .._state import AbstractState, Extra
 from .._transform import AbstractTransform
-from .._types import Tree
+from .._types import P, Tree
 from ._law import Fault, Law
 from ._problem import ARRAY, Case, MIXED, Problem, problems, STEPS
 from ._run import AVERAGE, MECHANIC, parts_of, rounding, Run, run, UNIT
@@ -39,7 +39,13 @@ def _small_cases(subject: Subject) -> st.SearchStrategy[Case]:
     return st.builds(Case, st.just(ARRAY), problems(ARRAY.size))
 
 
-class Probe(AbstractTransform[Tree]):
+class ProbeState(AbstractState[P]):
+    """State of the probe."""
+
+    momentum: P
+
+
+class Probe(AbstractTransform[ProbeState[Tree]]):
     """What wrappers are tried around: decay and momentum, so that they must show it the
     parameters and keep its state."""
 
@@ -48,15 +54,15 @@ class Probe(AbstractTransform[Tree]):
         """The parameters, which decay."""
         return frozenset({"params"})
 
-    def start(self, params: Tree) -> Tree:
-        return tree.accumulator_like(params)
+    def start(self, params: Tree) -> ProbeState[Tree]:
+        return ProbeState(tree.accumulator_like(params))
 
     def step(
-        self, grads: Tree, state: Tree, params: Tree, extra: Extra
-    ) -> tuple[Tree, Tree]:
+        self, grads: Tree, state: ProbeState[Tree], params: Tree, extra: Extra
+    ) -> tuple[Tree, ProbeState[Tree]]:
         decayed = tree.axpy(0.01, params, tree.widen(grads))
-        state = tree.axpy(0.9, state, decayed)
-        return tree.scale(-0.1, state), state
+        momentum = tree.axpy(0.9, state.momentum, decayed)
+        return tree.scale(-0.1, momentum), ProbeState(momentum)
 
 
 PROBE = Probe()
