@@ -16,7 +16,7 @@ from mutants_laws import (
     Rule,
 )
 
-from contrib_algos import adam, dog, lion, sgd
+from contrib_algos import adam, lion, sgd
 from contrib_core import tree
 
 
@@ -25,21 +25,12 @@ def momentum():
     return sgd(0.1, momentum=0.9)
 
 
-@lawful(
-    "translation",
-    "gradient_scale",
-    "rotation",
-    "permutation",
-    "partition",
-    "complex",
-    "monotone",
-    "bounded_growth",
-)
+@lawful("gradient_scale", "rotation", "complex", "monotone", "bounded_growth")
 def distance():
     return Distance()
 
 
-@lawful("units", "gradient_scale")
+@lawful("units")
 def relative_distance():
     return Distance(guess=lambda reps, x0: reps * tree.norm(x0))
 
@@ -67,11 +58,6 @@ def leafwise(fn: Any) -> Any:
 @mutant("translation")
 def measures_from_the_origin():
     return Distance(measure=lambda x, x0: tree.norm(x))
-
-
-@mutant("translation", "gradient_scale")
-def is_dog():
-    return dog()
 
 
 @mutant("translation")
@@ -165,7 +151,7 @@ def normalizes_by_the_sum_of_moduli():
     return memoryless(lambda g, x: tree.scale(tree.divide(-0.1, tree.l1_norm(g)), g))
 
 
-@mutant("rotation", "complex")
+@mutant("complex")
 def divides_by_second_moments():
     return adam(0.1)
 

@@ -64,7 +64,7 @@ def foreign():
     return Foreign(init, update)
 
 
-@lawful(*CONTRACT, wrappers={"master_weights": master_weights})
+@lawful("C1", "C10", wrappers={"master_weights": master_weights})
 def rule():
     return sgd(0.1, momentum=0.9)
 

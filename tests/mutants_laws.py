@@ -6,6 +6,7 @@ are lawful; the mutants are in `mutants_contract.py`, `mutants_algebra.py` and
 `mutants_wrappers.py`.
 """
 
+import functools as ft
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,8 +59,13 @@ ABOUT: dict[Callable[..., Any], dict[str, Any]] = {}
 
 def check(law: str, recipe: Callable[..., Any], shrink: bool = True) -> Outcome:
     """What comes of checking a law of what a recipe makes."""
-    subject = Subject(recipe, **ABOUT.get(recipe, {}))
-    return LAWS[law].check(subject, shrink=shrink)
+    return LAWS[law].check(_subject(recipe), shrink=shrink)
+
+
+@ft.lru_cache(maxsize=2)  # Programs take memory.
+def _subject(recipe: Callable[..., Any]) -> Subject:
+    """What a recipe makes, whose compiled programs all laws use."""
+    return Subject(recipe, **ABOUT.get(recipe, {}))
 
 
 def mutant(*laws: str, coded: bool = True, **about: Any) -> Callable[[Recipe], Recipe]:
