@@ -161,7 +161,7 @@ class OnlyArrays(AbstractTransform[Any]):
         return descent(grads), state
 
 
-@mutant("C1", coded=False)
+@mutant("C1")
 def cannot_take_raw_models():
     return OnlyArrays()
 
@@ -463,12 +463,12 @@ def decayed(grads: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     return update(pulled, state, params)
 
 
-@mutant("C6", coded=False)
+@mutant("C6")
 def needs_params_and_does_not_say_so():
     return Foreign(init, decayed)
 
 
-@mutant("C6", coded=False)
+@mutant("C6")
 def needs_params_and_names_no_call():
     return Foreign(init, decayed, frozenset({"params"}))
 
@@ -497,7 +497,7 @@ def needs_a_key_and_does_not_say_so():
     return Keyed()
 
 
-@mutant("C6", coded=False)
+@mutant("C6")
 def needs_what_nobody_knows():
     return Keyed(frozenset({"key", "hessian"}))
 

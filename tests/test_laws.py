@@ -6,14 +6,15 @@ import pytest
 from zoo import Entry, GENERATED, NAMED, RULES, WRAPPERS, ZOO
 
 import contrib_wrappers
+from contrib_algos import sgd
 from contrib_core import chain
 from contrib_core.laws import assert_lawful, check, LAWS, Subject, Verdict
 
 
 CONTRACT = [name for name, law in LAWS.items() if law.group == "contract"]
 
-# Of transforms that are generated, the cases that are always tried, and few others.
-EXAMPLES = dict.fromkeys(GENERATED, 4) | dict.fromkeys(NAMED, 20)
+# Of transforms that are generated, the cases that are always tried, and one more.
+EXAMPLES = dict.fromkeys(GENERATED, 1) | dict.fromkeys(NAMED, 6)
 
 
 @ft.lru_cache(maxsize=4)  # Programs take memory.
@@ -51,6 +52,16 @@ def test_claims(name: str):
 def test_wrappers_keep_their_laws(recipe, laws: set[str]):
     """Of what they are around, too: these need the function, and not what it makes."""
     assert_lawful(recipe, declared=laws, laws="wrapper")
+
+
+def test_a_first_guess_of_any_name_is_varied():
+    def guessing(first: float = 0.01):
+        return sgd(first)
+
+    (named,) = check(guessing, laws="initial_guess", guess="first").outcomes
+    assert named.verdict is Verdict.FAILS and "with first=1e-08" in named.note
+    (nameless,) = check(guessing, laws="initial_guess").outcomes
+    assert nameless.verdict is Verdict.DOES_NOT_APPLY
 
 
 def test_16_bit_parameters_need_a_wide_copy_where_docstrings_say_so():

@@ -112,7 +112,7 @@ def test_what_is_not_promised_is_no_failure(fakes: dict[str, Law]):
     [
         (["good"], [], "lawful: 1 contract law holds ("),
         (["kept", "modest"], ["kept", "modest"], "lawful: 2 declared laws hold ("),
-        (["other"], [], "lawful: of what was checked, nothing is promised ("),
+        (["other"], [], "lawful, as nothing that was checked is promised ("),
     ],
 )
 def test_summaries(

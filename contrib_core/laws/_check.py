@@ -25,6 +25,7 @@ def check(
     code: str = "",
     wrappers: Wrappers | None = None,
     largest_gradient: float = 1e30,
+    guess: str | None = None,
     progress: Progress | None = None,
     shrink: bool = True,
 ) -> Report:
@@ -41,11 +42,10 @@ def check(
     - `examples`: how many cases are drawn for a law, besides those that are always
         tried.
     - `seed`: the same one draws the same cases.
-    - `name`, `code`, `wrappers`, `largest_gradient`: as for
+    - `name`, `code`, `wrappers`, `largest_gradient`, `guess`: as for
         [`contrib_core.laws.Subject`][], which if given has its own.
     - `progress`: called with each law before it is checked, and `None`, and then with
         what came of it.
-
     - `shrink`: whether to look for the smallest counterexample also to laws that are
         not promised.
 
@@ -62,6 +62,7 @@ def check(
             code=code,
             wrappers=wrappers,
             largest_gradient=largest_gradient,
+            guess=guess,
         )
     promised = frozenset(subject.rule.laws if declared is None else declared)
     traces = subject.traces
@@ -109,7 +110,8 @@ def assert_lawful(
             f"the declaration of {report.name} is too modest: it obeys "
             f"{', '.join(report.undeclared)} too, by {report.examples} examples"
         )
-    assert not faults, "\n\n\n".join([*faults, *report.counterexamples().values()])
+    codes = [code.rstrip() for code in report.counterexamples().values()]
+    assert not faults, "\n\n\n".join([*faults, *codes])
 
 
 def select(names: str | Iterable[str] | None) -> tuple[Law, ...]:

@@ -1,6 +1,7 @@
 """C5 and C9: finite gradients, and parameters of 16 bits."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jax import lax
 
@@ -22,6 +22,7 @@ from ._training import (
     fit,
     gradient,
     moved,
+    named_leaves,
     precision_of,
     promise,
     require,
@@ -31,7 +32,7 @@ from ._training import (
     update,
     waves,
 )
-from ._write import extras_code, literal
+from ._write import extras_code, few_code, literal
 
 
 # C5
@@ -75,15 +76,11 @@ class Event:
         return pull, push, np.where(during, self.rate, 1.0)
 
 
-# The fewest numbers; dtypes that mix; and nothing but bfloat16.
+# The fewest numbers; dtypes that mix; and nothing but bfloat16. Each is compiled.
 TREES: dict[str, Any] = {
     "one": np.ones(1, np.float32),
-    "mixed": {
-        "b": waves((3,), "float32"),
-        "narrow": waves((3, 2), "bfloat16"),
-        "w": waves((4, 3), "float32"),
-    },
-    "narrow": few("bfloat16"),
+    "mixed": {"narrow": waves((3, 2), "bfloat16"), "w": waves((4, 3), "float32")},
+    "narrow": waves((3,), "bfloat16"),
 }
 
 # A constant gradient is that of a loss without a minimum, so it ends at some time.
@@ -132,8 +129,7 @@ def _finite(subject: Subject, event: Event) -> Fault | None:
     if len(wrong):
         step, leaf = (int(k) for k in wrong[0])
         raise Broken(
-            f"at step {step}, (updates, state){_paths(subject, params)[leaf]} is not "
-            "finite",
+            f"at step {step}, {_names(subject, params)[leaf]}: not finite",
             _finite_code(subject, event, grads, step),
         )
     harmless = event.before == 0 and event.steps == 1 and event.push <= 1e-30
@@ -214,10 +210,12 @@ def _program(subject: Subject) -> Any:
     return program
 
 
-def _paths(subject: Subject, params: Any) -> list[str]:
+def _names(subject: Subject, params: Any) -> list[str]:
+    """What to call the leaves of updates and state."""
     with precision_of(subject, params) as params:
         state = jax.eval_shape(subject.rule.init, params)
-    return [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path((params, state))]
+    leaves = named_leaves("the update", params), named_leaves("the state", state)
+    return [where for where, _ in itertools.chain(*leaves)]
 
 
 def _start_code(subject: Subject, event: Event) -> str:
@@ -277,7 +275,7 @@ C5 = Law(
 def _low_precision(subject: Subject, case: tuple[str, float]) -> Fault | None:
     dtype, scale = case
     start = few(dtype, scale)
-    code = _low_precision_code(subject, start)
+    code = _low_precision_code(subject, dtype, scale)
     with precision_of(subject, start) as params:
 
         def alone(params: Any) -> Any:
@@ -286,10 +284,10 @@ def _low_precision(subject: Subject, case: tuple[str, float]) -> Fault | None:
         with promise("16-bit parameters should be accepted", code):
             fresh = subject.rule.init(params)
             end, state = subject.compiled(("C9", dtype), alone)(params)
-        for path, x in jtu.tree_leaves_with_path((end, state)):
-            where = f"(parameters, state){jtu.keystr(path)}"
+        leaves = named_leaves("the parameters", end), named_leaves("the state", state)
+        for where, x in itertools.chain(*leaves):
             finite = np.isfinite(np.asarray(x, np.float32)).all()
-            require(finite, f"{where} is not finite", code)
+            require(finite, f"{where}: not finite", code)
         _require_wide("the fresh state", fresh, start, code)
         _require_wide("the state", state, start, code)
         point = subject.rule.eval_params(state, end)
@@ -335,20 +333,19 @@ def _evaluated(subject: Subject, key: Any, start: Any, rounded: Any) -> Any:
 def _require_wide(what: str, state: Any, start: Any, code: str) -> None:
     """Only copies of the first parameters may be as narrow as they are."""
     copies = [(x.shape, x.tobytes()) for x in jax.tree.leaves(start)]
-    for path, x in jtu.tree_leaves_with_path(state):
+    for where, x in named_leaves(what, state):
         is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
         require(
             not is_narrow or (x.shape, np.asarray(x).tobytes()) in copies,
-            f"{what} at {jtu.keystr(path)} is {type_of(x)}, and no copy of the first "
-            "parameters",
+            f"{where}: {type_of(x)}, and no copy of the first parameters",
             code,
         )
 
 
-def _low_precision_code(subject: Subject, start: Any) -> str:
+def _low_precision_code(subject: Subject, dtype: str, scale: float) -> str:
     extras = extras_code(subject)
     return f"""\
-params = {literal(start)}
+{few_code(dtype, scale)}
 state = transform.init(params)
 
 def loss(params):

@@ -18,15 +18,6 @@ from ._subject import Subject
 from ._write import extras_code
 
 
-# By which a rule's first guess of the distance to the solution is known.
-GUESSES = (
-    "init_learning_rate",
-    "reps_rel",
-    "estim_lr0",
-    "init_estim_sq_dist",
-    "s_init",
-)
-
 SIX_DECADES = np.logspace(-8, -2, 7)
 STEPS = 400
 
@@ -56,11 +47,11 @@ def _bowls(subject: Subject) -> st.SearchStrategy[Bowl]:
 def _guess(subject: Subject) -> tuple[str, Callable[[Any], Any]] | None:
     """The name of a rule's first guess, and the rule as a function of it."""
     for name in subject.parameters:
-        if name in GUESSES:
+        if name in subject.guesses:
             return name, lambda guess: as_transform(subject.make(**{name: guess}))
     for path, _ in jtu.tree_leaves_with_path(subject.rule):
         name = getattr(path[-1], "name", "")
-        if name in GUESSES:
+        if name in subject.guesses:
 
             def with_guess(guess: Any, name: str = name) -> Any:
                 return jtu.tree_map_with_path(
@@ -157,7 +148,9 @@ initial_guess = Law(
     _is_sensitive,
     drawn=_bowls,
     excuse=lambda subject: (
-        f"it has none of {', '.join(GUESSES)}" if _guess(subject) is None else None
+        f"it has none of {', '.join(subject.guesses)}"
+        if _guess(subject) is None
+        else None
     ),
     share=0.25,
 )

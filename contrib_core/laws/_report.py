@@ -106,7 +106,7 @@ class Report:
         kinds = {"contract law": contract, "declared law": declared}
         counts = [_count(n, noun) for noun, n in kinds.items() if n]
         if not counts:
-            return f"lawful: of what was checked, nothing is promised {cost}"
+            return f"lawful, as nothing that was checked is promised {cost}"
         verb = "holds" if contract + declared == 1 else "hold"
         return f"lawful: {' and '.join(counts)} {verb} {cost}"
 

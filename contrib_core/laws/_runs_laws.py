@@ -31,7 +31,7 @@ from ._training import (
     train,
     update,
 )
-from ._write import extras_code, literal
+from ._write import extras_code, few_code, literal
 
 
 # C3
@@ -62,7 +62,7 @@ def _transformations(subject: Subject, case: tuple[float, float]) -> Fault | Non
     and under jit, but Python numbers in the loop of single calls."""
     scale, factor = case
     rule, params = subject.rule, few("float64", scale)
-    code = _transformations_code(subject, params)
+    code = _transformations_code(subject, scale)
     with precision_of(subject, params) as params:
         problems = [params, jax.tree.map(lambda x: 0.5 * x, params)]
         hyper = [_with_arrays(rule), _with_arrays(rule, factor)]
@@ -94,7 +94,7 @@ def _filter_compiled(subject: Subject, key: str, function: Any) -> Any:
     return call
 
 
-def _transformations_code(subject: Subject, params: Any) -> str:
+def _transformations_code(subject: Subject, scale: float) -> str:
     return f"""\
 def fit(transform, params):
     state = transform.init(params)
@@ -105,7 +105,7 @@ def fit(transform, params):
     return params, state
 
 with jax.enable_x64(True):
-    params = {literal(params)}
+    {few_code("float64", scale, "    ")}
     traced = jax.tree.map(
         lambda x: jnp.array(x) if isinstance(x, float) and np.isfinite(x) else x,
         transform,

@@ -3,12 +3,19 @@
 from typing import Any
 
 import jax
-import jax.tree_util as jtu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ._law import Fault, Law
 from ._subject import Subject
-from ._training import precision_of, promise, require, require_close, train, waves
+from ._training import (
+    named_leaves,
+    precision_of,
+    promise,
+    require,
+    require_close,
+    train,
+    waves,
+)
 from ._write import extras_code
 
 
@@ -51,12 +58,14 @@ def _sharding(subject: Subject, axis_type: AxisType) -> Fault | None:
 def _require_sharded(
     what: str, x: Any, wanted: dict[Any, NamedSharding], code: str
 ) -> None:
-    for path, leaf in jtu.tree_leaves_with_path(x):
+    for where, leaf in named_leaves(what, x):
         sharding = wanted.get(leaf.shape)
         if sharding is not None:
+            # Of shardings on this mesh the rest is the same, and long.
+            found = getattr(leaf.sharding, "spec", leaf.sharding)
             require(
                 leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
-                f"{what} at {jtu.keystr(path)}: {leaf.sharding}, not {sharding}",
+                f"{where}: {found}, not {sharding.spec}",
                 code,
             )
 

@@ -26,6 +26,15 @@ _OPTIMIZERS = ("inner", "optimizer", "base_optimizer", "adv_optimizer")
 _NUMBERS = {"learning_rate": "0.1", "mask": "True"}
 BASE_CODE = "scale_by_learning_rate(0.1)"
 
+# By which a rule's first guess of the distance to the solution is known.
+GUESSES = (
+    "init_learning_rate",
+    "reps_rel",
+    "estim_lr0",
+    "init_estim_sq_dist",
+    "s_init",
+)
+
 
 class Subject:
     """A transform that is being checked, with what was compiled of it.
@@ -40,6 +49,8 @@ class Subject:
     - `code`: lines that make `transform`, for counterexamples.
     - `wrappers`: what else it must compose with, besides the core's own.
     - `largest_gradient`: gradients up to this must be survived.
+    - `guess`: the name of its first guess of the distance to the solution, if that is
+        none of those that rules have here and in `optax.contrib`.
 
     **Raises:** `TypeError` if `transform` is neither, or a recipe that requires more.
     """
@@ -52,6 +63,7 @@ class Subject:
         code: str = "",
         wrappers: Wrappers | None = None,
         largest_gradient: float = 1e30,
+        guess: str | None = None,
     ):
         self.recipe = _recipe(transform)
         self.given: Any = transform if self.recipe is None else filled(self.recipe)
@@ -60,6 +72,7 @@ class Subject:
         self.code = code or _code(self.recipe)
         self.wrappers = dict(wrappers or {})
         self.largest_gradient = largest_gradient
+        self.guesses = GUESSES if guess is None else (guess,)
         self.notes: dict[str, str] = {}
         self._variants: dict[str, Subject] = {}
         self._traces = 0

@@ -204,9 +204,15 @@ def require_close(what: str, x: Any, y: Any, code: str = "") -> None:
 
 def _pairs(x: Any, y: Any) -> Iterator[tuple[str, Any, Any]]:
     """The leaves of two trees, with where they are."""
-    pairs = zip(jtu.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True)
-    for (path, a), b in pairs:
-        yield (f" at {jtu.keystr(path)}" if path else ""), a, b
+    pairs = zip(named_leaves("", x), jax.tree.leaves(y), strict=True)
+    for (where, a), b in pairs:
+        yield where, a, b
+
+
+def named_leaves(what: str, x: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree, with what to call them in a sentence."""
+    for path, leaf in jtu.tree_leaves_with_path(x):
+        yield (f"{what} at {jtu.keystr(path)}" if path else what), leaf
 
 
 def snapshot(x: Any) -> Any:

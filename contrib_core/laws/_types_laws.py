@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import hypothesis.strategies as st
 import jax
-import jax.tree_util as jtu
 import numpy as np
 from jax import lax
 
@@ -17,6 +16,7 @@ from ._training import (
     eval_params,
     extras,
     gradient,
+    named_leaves,
     parameters,
     precision_of,
     promise,
@@ -26,7 +26,7 @@ from ._training import (
     update,
     waves,
 )
-from ._write import step_code
+from ._write import extras_code, literal, step_code
 
 
 # The fewest numbers, the fewest with two dtypes, every kind of leaf, and a raw model.
@@ -73,7 +73,8 @@ def _types(subject: Subject, model: Any) -> Fault | None:
             updates, state = update(subject, params, state, own)
             return updates, eval_params(subject.given, state, own)
 
-        code = "" if jax.tree.leaves(fixed) else _types_code(subject, params)
+        written = _model_code if jax.tree.leaves(fixed) else _types_code
+        code = written(subject, params)
         with promise("it should be accepted", code):
             updates, point = eqx.filter_eval_shape(run, params)
         require_same_type("updates", params, updates, code, weak=False)
@@ -81,12 +82,26 @@ def _types(subject: Subject, model: Any) -> Fault | None:
         require_same_type("evaluation point", params, trained, code, weak=False)
 
 
+_TYPES = "def types(x):\n    return jax.tree.map(lambda a: (a.shape, a.dtype), x)\n"
+
+
 def _types_code(subject: Subject, params: Any) -> str:
-    types = "def types(x):\n    return jax.tree.map(lambda a: (a.shape, a.dtype), x)\n"
     check = "assert types(updates) == types(params)"
     point = "assert types(transform.eval_params(state, params)) == types(params)"
     steps = step_code(subject, params, "updates, state")
-    return "\n".join([types, *steps, check, *([point] if subject.is_ours else [])])
+    return "\n".join([_TYPES, *steps, check, *([point] if subject.is_ours else [])])
+
+
+def _model_code(subject: Subject, params: Any) -> str:
+    """The same of the raw model."""
+    return f"""\
+{_TYPES}
+model = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
+grads = eqx.filter(model, eqx.is_inexact_array)
+state = transform.init(model)
+updates, state = transform.update(grads, state, model{extras_code(subject)})
+assert types(updates) == types(grads)
+assert types(transform.eval_params(state, updates)) == types(grads)"""
 
 
 C1 = Law(
@@ -115,8 +130,7 @@ def _constant_state(subject: Subject, tree: Any) -> Fault | None:
         with promise("its state should have a type", code):
             state = jax.eval_shape(subject.given.init, params)
             _, new_state = jax.eval_shape(step, (params, state))
-        for path, leaf in jtu.tree_leaves_with_path(state):
-            where = f"the state at {jtu.keystr(path)}"
+        for where, leaf in named_leaves("the state", state):
             require(not leaf.weak_type, f"{where} is weakly typed", code)
         require_same_type("the new state", state, new_state, code)
         # Loops and jit ask for no more than that, so one tree of each is enough.
@@ -138,8 +152,7 @@ def _require_loops(step: Callable[[Any], Any], carry: Any, code: str) -> None:
 
 
 def _require_one_trace(step: Callable[[Any], Any], carry: Any) -> None:
-    for path, leaf in jtu.tree_leaves_with_path(carry):
-        where = f"(parameters, state){jtu.keystr(path)}"
+    for where, leaf in named_leaves("the state", carry[1]):
         require(isinstance(leaf, jax.Array), f"{where} is {type(leaf)}, not an array")
     traces = []
 
@@ -181,9 +194,14 @@ C2 = Law(
 
 # C6
 
+_KNOWN = ("params", "value", "grad_fn", "key")
+
 
 def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
     given = subject.given
+    unknown = set(getattr(given, "needs", ())) - set(_KNOWN)
+    code = f"assert set(transform.needs) <= {{*{_KNOWN}}}, transform.needs"
+    require(not unknown, f"it needs {unknown}, which nobody knows", code)
     with precision_of(subject, ONE) as params:
         grads = gradient(params)
         state = jax.eval_shape(given.init, params)
@@ -202,14 +220,13 @@ def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
             with_more = jax.eval_shape(lambda s: run(s, **more), state)
         require_same_type("what update returns with them", plain, with_more, code)
         if hasattr(given, "needs"):
-            _require_named(given, grads, state, known | {"params": params})
+            _require_named(subject, grads, state, known | {"params": params})
 
 
-def _require_named(given: Any, grads: Any, state: Any, known: Any):
+def _require_named(subject: Subject, grads: Any, state: Any, known: Any) -> None:
     """What is needed and missing is named, and what is not said to be needed is not."""
+    given = subject.given
     needed = given.needs
-    unknown = set(needed) - {"params", "value", "grad_fn", "key"}
-    require(not unknown, f"it needs {unknown}, which nobody knows")
     known = {name: x for name, x in known.items() if name in needed}
     for missing in needed:
         message = _error_without(given, grads, state, known, missing)
@@ -217,9 +234,11 @@ def _require_named(given: Any, grads: Any, state: Any, known: Any):
             require(
                 part in message,
                 f"without {missing} the error should contain {part!r}: {message}",
+                _named_code(subject, missing),
             )
     if "params" not in needed:
-        with promise("it needs `params`, and does not say so"):
+        code = "\n".join(_call_without(subject, "params"))
+        with promise("it needs `params`, and does not say so", code):
             updates = jax.eval_shape(
                 lambda s: given.update(grads, s, **known)[0], state
             )
@@ -237,6 +256,32 @@ def _error_without(
     except Exception as error:
         return f"{type(error).__name__} instead of ValueError: {error}"
     return "there was none"
+
+
+def _call_without(subject: Subject, missing: str) -> list[str]:
+    params = "" if missing == "params" else ", params"
+    extras = extras_code(subject, missing=missing)
+    return [
+        f"params = {literal(ONE)}",
+        "state = transform.init(params)",
+        f"transform.update(params, state{params}{extras})",
+    ]
+
+
+def _named_code(subject: Subject, missing: str) -> str:
+    *lines, call = _call_without(subject, missing)
+    return "\n".join(
+        [
+            *lines,
+            'message = ""',
+            "try:",
+            f"    {call}",
+            "except ValueError as error:",
+            "    message = str(error)",
+            f'for part in (type(transform).__name__, "`{missing}", "opt.update("):',
+            "    assert part in message, message",
+        ]
+    )
 
 
 def _extras_code(subject: Subject, params: Any, more: dict[str, Any]) -> str:

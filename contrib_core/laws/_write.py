@@ -39,15 +39,26 @@ def literal(x: Any) -> str:
     return f'jnp.zeros({x.shape}, "{x.dtype}")'
 
 
+def few_code(dtype: str, scale: float, indent: str = "") -> str:
+    """Code of the parameters that `few` makes, in lines that are short."""
+    return (
+        f"waves = {scale} * np.sin(1 + np.arange(12.0))\n{indent}"
+        f'params = {{"t": waves[0], "w": waves.reshape(4, 3)}}\n{indent}'
+        f'params = jax.tree.map(lambda x: jnp.array(x, "{dtype}"), params)'
+    )
+
+
 def extras_code(
     subject: Subject,
     value: str = "1.0",
     grad_fn: str = "lambda p, *_: p",
     key: str = "jax.random.key(0)",
+    missing: str = "",
 ) -> str:
-    """The keyword arguments that `update` cannot do without."""
+    """The keyword arguments that `update` cannot do without, but for one."""
     code = {"value": value, "grad_fn": grad_fn, "key": key}
-    return "".join(f", {name}={code[name]}" for name in sorted(subject.needs))
+    names = sorted(subject.needs - {missing})
+    return "".join(f", {name}={code[name]}" for name in names)
 
 
 def step_code(
