@@ -15,7 +15,7 @@ from ._check import check, Progress, select
 from ._law import Law, Outcome
 from ._registry import LAWS
 from ._report import Report
-from ._sharding_laws import DEVICES
+from ._sharding_law import DEVICES
 from ._spec import resolve
 
 

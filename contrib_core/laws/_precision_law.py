@@ -1,0 +1,136 @@
+"""C9: parameters of 16 bits."""
+
+import itertools
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .. import tree
+from .._combine import apply_updates
+from ._law import Fault, Law
+from ._subject import Subject
+from ._training import (
+    descends,
+    few,
+    fit,
+    gradient,
+    named_leaves,
+    precision_of,
+    promise,
+    require,
+    STEPS,
+    TARGET,
+    type_of,
+    update,
+)
+from ._write import extras_code, few_code
+
+
+def _low_precision(subject: Subject, case: tuple[str, float]) -> Fault | None:
+    dtype, scale = case
+    start = few(dtype, scale)
+    code = _low_precision_code(subject, dtype, scale)
+    with precision_of(subject, start) as params:
+
+        def alone(params: Any) -> Any:
+            return fit(subject, subject.rule, params, STEPS, most=1e3)
+
+        with promise("16-bit parameters should be accepted", code):
+            fresh = subject.rule.init(params)
+            end, state = subject.compiled(("C9", dtype), alone)(params)
+        leaves = named_leaves("the parameters", end), named_leaves("the state", state)
+        for where, x in itertools.chain(*leaves):
+            finite = np.isfinite(np.asarray(x, np.float32)).all()
+            require(finite, f"{where}: not finite", code)
+        _require_wide("the fresh state", fresh, start, code)
+        _require_wide("the state", state, start, code)
+        point = subject.rule.eval_params(state, end)
+    if descends(start, point):
+        return None
+    # Its first steps may be below the resolution of 16 bits.
+    wide_start = jax.tree.map(lambda x: np.asarray(x, np.float32), start)
+    with precision_of(subject, wide_start) as params:
+        usual = _evaluated(subject, ("C9", "wide"), params, lambda x: x)
+        if not descends(start, usual):
+            return None  # As it does in 32 bits.
+
+        def rounded(x: Any) -> Any:
+            return jax.tree.map(lambda a: a.astype(dtype), x)
+
+        copied = _evaluated(subject, ("C9", "copy", dtype), params, rounded)
+    require(
+        descends(start, copied),
+        f"no progress on {dtype}, not even on a copy of the parameters in float32",
+        code,
+    )
+    subject.notes["C9"] = "progress only with a wide copy, as in `master_weights`"
+    return None
+
+
+def _evaluated(subject: Subject, key: Any, start: Any, rounded: Any) -> Any:
+    """Where to evaluate the model after training, with gradients at `rounded` ones."""
+    rule = subject.rule
+
+    def program(start: Any) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            grads = tree.cast_like(gradient(rounded(params)), params)
+            updates, state = update(subject, grads, state, params, rule=rule)
+            return (apply_updates(params, updates), state), None
+
+        carry, _ = lax.scan(step, (start, rule.init(start)), length=STEPS)
+        return rule.eval_params(carry[1], carry[0])
+
+    return subject.compiled(key, program)(start)
+
+
+def _require_wide(what: str, state: Any, start: Any, code: str) -> None:
+    """Only copies of the first parameters may be as narrow as they are."""
+    copies = [(x.shape, x.tobytes()) for x in jax.tree.leaves(start)]
+    for where, x in named_leaves(what, state):
+        is_narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        require(
+            not is_narrow or (x.shape, np.asarray(x).tobytes()) in copies,
+            f"{where}: {type_of(x)}, and no copy of the first parameters",
+            code,
+        )
+
+
+def _low_precision_code(subject: Subject, dtype: str, scale: float) -> str:
+    extras = extras_code(subject)
+    return f"""\
+{few_code(dtype, scale)}
+state = transform.init(params)
+
+def loss(params):
+    leaves = jax.tree.leaves(params)
+    return sum(jnp.sum(abs(p.astype("float32") - {TARGET}) ** 2) for p in leaves)
+
+before = loss(params)
+for _ in range({STEPS}):
+    grads = jax.tree.map(lambda p: p - {TARGET}, params)
+    updates, state = transform.update(grads, state, params{extras})
+    params = jax.tree.map(lambda p, u: p + u, params, updates)
+assert loss(params) < 0.9 * before
+for x in jax.tree.leaves(state):  # But for copies of the first parameters.
+    assert x.dtype not in ("bfloat16", "float16"), x.dtype"""
+
+
+C9 = Law(
+    "C9",
+    "contract",
+    "16-bit parameters have statistics of 32 bits, stay finite, and make progress: by "
+    "themselves, or where first steps are below their resolution, with a wide copy.",
+    r"\text{bits}(s_t) \ge 32, \quad f(x_{100}) < 0.9 f(x_0)",
+    "progress is a tenth of the loss in 100 steps, if there is that much in float32",
+    _low_precision,
+    first=lambda subject: [("bfloat16", 1.0), ("float16", 1.0)],
+    drawn=lambda subject: st.tuples(
+        st.sampled_from(["bfloat16", "float16"]), st.sampled_from([1.0, 0.5, 2.0])
+    ),
+    share=0.1,
+)
