@@ -57,7 +57,7 @@ class FromOptax(AbstractTransform[Any]):
 
 def _strongly_typed(state: Any) -> Any:
     def leaf(x: Any) -> Any:
-        weak = isinstance(x, jax.Array) and x.weak_type
+        weak = getattr(x, "weak_type", False)  # Which typed keys do not have.
         return lax.convert_element_type(x, x.dtype) if weak else x
 
     return jax.tree.map(leaf, state)

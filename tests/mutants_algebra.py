@@ -293,6 +293,30 @@ def restarts_at_step_5():
     return with_growth(grow)
 
 
+@mutant("monotone")
+def falls_at_the_first_step():
+    def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:
+        return jnp.maximum(jnp.where(t == 0, 0.1, 1) * before, travelled)
+
+    return with_growth(grow)
+
+
+@mutant("bounded_growth")
+def leaps_at_the_first_step():
+    def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:
+        return jnp.maximum(jnp.where(t == 0, 1000, 1) * before, travelled)
+
+    return with_growth(grow)
+
+
+@mutant("bounded_growth")
+def grows_by_more_than_twofold_by_a_billionth():
+    def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:
+        return jnp.where(t == 3, 2 * (1 + 2e-10), 1) * before
+
+    return with_growth(grow)
+
+
 @mutant("bounded_growth")
 def grows_by_2_001_once():
     def grow(before: Any, travelled: Any, t: Any, g: Any) -> Any:

@@ -205,6 +205,11 @@ def has_a_scalar_that_becomes_an_integer():
 
 
 @mutant("C2")
+def starts_with_arrays_of_numpy():
+    return keeping(lambda p: np.zeros(1, np.float32))
+
+
+@mutant("C2")
 def has_a_state_that_grows():
     return keeping(lambda p: jnp.zeros(1), lambda x: jnp.concatenate([x, x]))
 
@@ -303,6 +308,30 @@ def is_another_when_traced_by_1e_6():
         return tree.scale(1 + 1e-6, updates) if is_traced else updates
 
     return updating(of_updates)
+
+
+@jax.custom_batching.custom_vmap
+def unmixed(x: Any) -> Any:
+    """`x` itself."""
+    return x
+
+
+@unmixed.def_vmap
+def _mixed(axis_size: int, in_batched: Any, x: Any) -> tuple[Any, Any]:
+    return x[::-1], in_batched[0]
+
+
+@mutant("C3")
+def mixes_up_a_batch():
+    return updating(lambda u: jax.tree.map(unmixed, u))
+
+
+@mutant("C3")
+def cannot_be_batched():
+    def on_the_host(u: Any) -> Any:
+        return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(u.shape, u.dtype), u)
+
+    return updating(lambda u: jax.tree.map(on_the_host, u))
 
 
 # C4
@@ -512,6 +541,11 @@ def has_a_key_that_cannot_be_saved():
         return tree.scale(-0.1 * jax.random.uniform(now), g), key
 
     return Rule(lambda x: jax.random.key(0), then)
+
+
+@mutant("C7", coded=False)
+def has_an_empty_array_that_orbax_cannot_save():
+    return keeping(lambda p: jnp.zeros((0,)))
 
 
 @mutant("C7")

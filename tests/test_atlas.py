@@ -95,7 +95,11 @@ def test_every_law_has_its_section(name):
     text = section(name)
     assert f"\n{LAWS[name].sentence}\n" in text
     assert f"\n$$\n{LAWS[name].formula}\n$$\n" in text
-    assert f"\n*Tolerance:* {LAWS[name].tolerance}.\n" in text
+    told = re.search(r"(?m)^\*Tolerance:\* (.*)$", text)
+    assert told is not None
+    tolerance, _, hooks = told[1].partition(" *Hooks:*")
+    assert tolerance == f"{LAWS[name].tolerance}."
+    assert tuple(re.findall(r"`(\w+)`", hooks)) == LAWS[name].hooks
     reason = text.partition("*Tolerance:*")[2].partition("\n")[2]
     assert len(re.findall(r"[.:]\s", reason)) >= 2, "why should a user care?"
 

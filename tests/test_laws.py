@@ -1,14 +1,21 @@
 """The contract over every transform in the zoo, and what each of them claims."""
 
 import functools as ft
+import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
 import pytest
 from zoo import Entry, GENERATED, NAMED, RULES, WRAPPERS, ZOO
 
 import contrib_wrappers
-from contrib_algos import sgd
-from contrib_core import chain
-from contrib_core.laws import assert_lawful, check, LAWS, Subject, Verdict
+from contrib_algos import dog, prodigy, sgd
+from contrib_core import add_decayed_weights, chain, scale
+from contrib_core.laws import assert_lawful, check, LAWS, Problem, Subject, Verdict
+from contrib_core.laws._problem import ARRAY, Case, Change
 
 
 CONTRACT = [name for name, law in LAWS.items() if law.group == "contract"]
@@ -52,6 +59,63 @@ def test_claims(name: str):
 def test_wrappers_keep_their_laws(recipe, laws: set[str]):
     """Of what they are around, too: these need the function, and not what it makes."""
     assert_lawful(recipe, declared=laws, laws="wrapper")
+
+
+def test_counterexamples_are_the_smallest():
+    def decaying():
+        return add_decayed_weights(0.1)
+
+    (outcome,) = check(decaying, laws="translation", declared="translation").outcomes
+    # One step without a gradient, from 0 and from 1.
+    for size in ("start, grads", "[0, 0], float), np.array([[0, 0]], float)"):
+        assert size in outcome.counterexample
+    assert re.search(r"\[(0, 1|1, 0)\], float\)", outcome.counterexample)
+
+
+def test_moved_parameters_may_be_rounded_as_they_are():
+    """From 0 all that is computed is small, and exact; from elsewhere it is not."""
+    problem = Problem(np.zeros(2), np.ones((24, 2)), np.ones(24), curvature=0.5)
+    case = Case(ARRAY, problem, Change(shift=np.array([4.0, 3.0625])))
+    for rule in (prodigy(), dog(init_learning_rate=1e-6)):
+        assert LAWS["translation"].fault(Subject(rule), case) is None
+
+
+def test_typed_random_keys_in_a_state_break_nothing_but_what_saves_them():
+    noisy = chain(optax.add_noise(0.01, 0.55, jax.random.key(0)), sgd(0.1))
+    report = check(noisy, laws=["C1", "C2", "C3", "C4", "C5", "C10"], examples=2)
+    assert report.is_lawful, report
+
+
+def test_wrappers_that_are_called_otherwise_are_not_judged():
+    def mechanic():
+        return optax.contrib.mechanize(optax.sgd(0.1))
+
+    def sam(rho: float = 0.1, sync_period: int = 2):
+        return optax.contrib.sam(optax.sgd(0.1), optax.sgd(rho), sync_period)
+
+    names = ["mechanic", "sam_period", "sam_radius", "sam_modes"]
+    for recipe in (mechanic, sam):
+        outcomes = check(recipe, laws=names).outcomes
+        assert {x.verdict for x in outcomes} == {Verdict.DOES_NOT_APPLY}
+
+
+def test_a_guess_that_cannot_be_an_array_is_not_varied():
+    def careful(reps_rel: float = 1e-6):
+        if reps_rel <= 0:
+            raise ValueError
+        return dog(reps_rel=reps_rel)
+
+    (outcome,) = check(careful, laws="initial_guess").outcomes
+    assert outcome.verdict is Verdict.DOES_NOT_APPLY
+    assert "reps_rel cannot be an array" in outcome.note
+
+
+def test_losses_that_are_nan_depend_on_the_guess():
+    def broken(reps_rel: float = 1e-6):
+        return scale(jnp.nan * reps_rel)
+
+    (outcome,) = check(broken, laws="initial_guess").outcomes
+    assert outcome.verdict is Verdict.FAILS and "the loss is inf" in outcome.note
 
 
 def test_a_first_guess_of_any_name_is_varied():

@@ -311,7 +311,7 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "my_rules:wrapper",
             "from my_rules import wrapper\n"
-            "transform = wrapper(inner=scale_by_learning_rate(0.1))",
+            "transform = wrapper(inner=contrib_core.scale_by_learning_rate(0.1))",
         ),
         (
             "my_rules:lambda: recipe(0.2)",

@@ -1,23 +1,19 @@
 """`python -m benchmarks atlas`: which transform obeys which law, of ours and optax."""
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 
-DEVICES = 8  # That the law of sharding takes.
-
-
 def main(argv: list[str]) -> int:
     """Checks every law of every transform and reports; returns the exit code."""
-    _provide_devices()
     # Only now, because it needs the extra.
-    from contrib_core.laws import LAWS
+    from contrib_core.laws import LAWS, provide_devices
 
     from .run import run
     from .subjects import SUBJECTS
 
+    provide_devices()
     parser = _parser(SUBJECTS, LAWS)
     args = parser.parse_args(argv)
     subjects = _chosen(parser, args.subjects, SUBJECTS)
@@ -25,13 +21,6 @@ def main(argv: list[str]) -> int:
     if args.write_docs and (len(subjects), len(laws)) != (len(SUBJECTS), len(LAWS)):
         parser.error("--write-docs is for all transforms and all laws")
     return run(subjects, laws, args.examples, args.seeds, args.out, args.write_docs)
-
-
-def _provide_devices() -> None:
-    """Has the CPU stand for several devices: JAX reads this when it first computes."""
-    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS")
-    if flag not in (flags or ""):
-        os.environ["XLA_FLAGS"] = f"{flags or ''} {flag}={DEVICES}".strip()
 
 
 def _parser(subjects: Iterable[str], laws: Iterable[str]) -> argparse.ArgumentParser:

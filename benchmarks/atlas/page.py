@@ -43,9 +43,11 @@ def write(atlas: Atlas, docs: Path = DOCS) -> Path:
 
 def statement(law: Law) -> str:
     """The heading of a law, and below it what it says."""
+    names = ", ".join(f"`{name}`" for name in law.hooks)
+    hooks = f" *Hooks:* {names}." if names else ""
     return (
         f"### {law.name}\n\n{law.sentence}\n\n$$\n{law.formula}\n$$\n\n"
-        f"*Tolerance:* {law.tolerance}.\n"
+        f"*Tolerance:* {law.tolerance}.{hooks}\n"
     )
 
 

@@ -34,6 +34,7 @@ from ._problem import (
 )
 from ._registry import LAWS as LAWS
 from ._report import Report as Report
+from ._sharding_law import provide_devices as provide_devices
 from ._strategies import (
     DTYPES as DTYPES,
     fill as fill,

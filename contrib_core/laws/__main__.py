@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import os
 import shutil
 import sys
 import textwrap
@@ -15,7 +14,7 @@ from ._check import check, Progress, select
 from ._law import Law, Outcome
 from ._registry import LAWS
 from ._report import Report
-from ._sharding_law import DEVICES
+from ._sharding_law import provide_devices
 from ._spec import resolve
 
 
@@ -36,11 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         _print_laws()
         return 0
-    _provide_devices()
+    provide_devices()
     try:
         laws = None if args.laws is None else _split(args.laws)
-        declared = None if args.declared is None else _split(args.declared)
-        select(declared)
+        declared = None
+        if args.declared is not None:
+            declared = [law.name for law in select(_split(args.declared))]
         number, subject = len(select(laws)), resolve(args.spec)
     except ValueError as error:
         return _refuse(str(error))
@@ -121,14 +121,6 @@ def _positive(text: str) -> int:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _provide_devices() -> None:
-    """Has the CPU provide the devices that the sharding law takes: a flag that is read
-    when JAX first computes something, which is after it is imported."""
-    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS")
-    if flag not in (flags or ""):
-        os.environ["XLA_FLAGS"] = f"{flags or ''} {flag}={DEVICES}".strip()
 
 
 def _refuse(why: str) -> int:

@@ -18,7 +18,7 @@ def check(
     transform: Any,
     *,
     laws: str | Iterable[str] | None = None,
-    declared: Iterable[str] | None = None,
+    declared: str | Iterable[str] | None = None,
     examples: int = 20,
     seed: int = 0,
     name: str | None = None,
@@ -37,8 +37,8 @@ def check(
         thing, or a [`contrib_core.laws.Subject`][].
     - `laws`: names of laws, or of their groups "contract", "algebra" and "wrapper"; all
         by default.
-    - `declared`: the laws that it must obey besides the contract; by default those that
-        it declares itself.
+    - `declared`: the name, or the names, of the laws that it must obey besides the
+        contract; by default those that it declares itself.
     - `examples`: how many cases are drawn for a law, besides those that are always
         tried.
     - `seed`: the same one draws the same cases.
@@ -49,9 +49,11 @@ def check(
     - `shrink`: whether to look for the smallest counterexample also to laws that are
         not promised.
 
-    **Raises:** `ValueError` for the name of no law, and `TypeError` for what is no
-    transform.
+    **Raises:** `ValueError` for the name of no law and for less than one example, and
+    `TypeError` for what is no transform.
     """
+    if examples < 1:
+        raise ValueError(f"examples={examples}: it takes one or more.")
     start = time.perf_counter()
     selected = select(laws)
     subject = transform
@@ -64,7 +66,7 @@ def check(
             largest_gradient=largest_gradient,
             guess=guess,
         )
-    promised = frozenset(subject.rule.laws if declared is None else declared)
+    promised = frozenset(subject.rule.laws if declared is None else _names(declared))
     traces = subject.traces
     outcomes = []
     for law in selected:
@@ -86,7 +88,7 @@ def check(
 
 
 def assert_lawful(
-    transform: Any, declared: Iterable[str] | None = None, **keywords: Any
+    transform: Any, declared: str | Iterable[str] | None = None, **keywords: Any
 ) -> None:
     """Asserts that a transform obeys the contract and the laws that it declares, and no
     other law: what a rule declares is verified in both directions.
@@ -121,7 +123,7 @@ def select(names: str | Iterable[str] | None) -> tuple[Law, ...]:
     """
     if names is None:
         return tuple(LAWS.values())
-    wanted = {names} if isinstance(names, str) else set(names)
+    wanted = _names(names)
     groups = get_args(Group)
     for name in sorted(wanted - {*LAWS, *groups}):
         hint = did_you_mean(name, [*LAWS, *groups])
@@ -130,3 +132,7 @@ def select(names: str | Iterable[str] | None) -> tuple[Law, ...]:
             f"Laws: {', '.join(LAWS)}. Groups: {', '.join(groups)}."
         )
     return tuple(x for x in LAWS.values() if wanted & {x.name, x.group})
+
+
+def _names(names: str | Iterable[str]) -> set[str]:
+    return {names} if isinstance(names, str) else set(names)

@@ -35,10 +35,10 @@ def _in_optax_chain(transform: Any) -> Any:
 
 # Where it is put, and nothing must change.
 _NEUTRAL: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "chain": ("chain(scale(1.0), chain(transform, scale(1.0)))", _in_chain),
-    "masked": ("masked(transform, True)", lambda t: masked(t, True)),
+    "chain": ("contrib_core.chain(one, contrib_core.chain(transform, one))", _in_chain),
+    "masked": ("contrib_core.masked(transform, True)", lambda t: masked(t, True)),
     "optax.chain": (
-        "optax.chain(to_optax(transform), optax.scale(1.0))",
+        "optax.chain(contrib_core.to_optax(transform), optax.scale(1.0))",
         _in_optax_chain,
     ),
 }
@@ -100,9 +100,10 @@ def _what_it_does(subject: Subject, rule: Any, params: Any) -> dict[str, Any]:
 
 
 def _code(subject: Subject, written: str) -> str:
-    imports = "import optax\nfrom contrib_core import to_optax\n"
+    is_ours = "optax" not in written
     return f"""\
-{imports if "optax" in written else ""}
+{"one = contrib_core.scale(1.0)" if is_ours else "import optax"}
+
 def seen(t, everything):
     params = jnp.array([1.0, 2.0])
     state = t.init(params)
@@ -112,7 +113,7 @@ def seen(t, everything):
     more = (t.eval_params(state, params), t.metrics(state)) if everything else ()
     return updates, params, *more
 
-everything = hasattr(transform, "metrics") and {"optax" not in written}
+everything = hasattr(transform, "metrics") and {is_ours}
 found = seen({written}, everything)
 assert eqx.tree_equal(found, seen(transform, everything))"""
 
@@ -126,4 +127,5 @@ C10 = Law(
     "none: bitwise",
     _composition,
     first=_contexts,
+    hooks=("eval_params", "metrics"),
 )

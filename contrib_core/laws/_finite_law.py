@@ -19,6 +19,7 @@ from ._training import (
     moved,
     named_leaves,
     precision_of,
+    raw,
     require,
     STEPS,
     TARGET,
@@ -190,7 +191,7 @@ def _program(subject: Subject) -> Any:
             used = jax.tree.map(lambda u: u * rate.astype(u.dtype), updates)
             params = moved(params, used, subject.largest_gradient)
             leaves = jax.tree.leaves((updates, state))
-            finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves])
+            finite = jnp.stack([jnp.all(jnp.isfinite(raw(x))) for x in leaves])
             return (params, state), (finite, grads)
 
         carry = (start, rule.init(start))
@@ -211,17 +212,19 @@ def _names(subject: Subject, params: Any) -> list[str]:
 def _start_code(subject: Subject, event: Event) -> str:
     first = f"{event.pull} * (p - {TARGET}) + {event.push}"
     used = f"p + (u if t else {event.rate} * u)"
+    point = "params = transform.eval_params(state, params)\n" if subject.is_ours else ""
     return f"""\
 def loss(params):
-    return sum(jnp.sum((p - {TARGET}) ** 2) for p in jax.tree.leaves(params))
+    leaves = jax.tree.leaves(params)
+    return sum(jnp.sum((p.astype("float32") - {TARGET}) ** 2) for p in leaves)
 
-start = params = {literal(TREES["one"])}
+start = params = {literal(TREES[event.tree])}
 state = transform.init(params)
 for t in range({STEPS}):
     grads = jax.tree.map(lambda p: p - {TARGET} if t else {first}, params)
     updates, state = transform.update(grads, state, params{extras_code(subject)})
     params = jax.tree.map(lambda p, u: {used}, params, updates)
-assert loss(params) < 0.9 * loss(start)"""
+{point}assert loss(params) < 0.9 * loss(start)"""
 
 
 def _finite_code(subject: Subject, event: Event, grads: Any, step: int) -> str:
@@ -256,4 +259,5 @@ C5 = Law(
     _finite,
     first=_events,
     drawn=_drawn_events,
+    hooks=("eval_params",),
 )

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from .._optax import as_transform
-from ._law import Fault, Law
+from ._law import Fault, Law, Unsuited
 from ._problem import ARRAY, array_code, coordinates
 from ._subject import Subject
 from ._write import extras_code
@@ -70,13 +70,14 @@ def _is_sensitive(subject: Subject, bowl: Bowl) -> Fault | None:
     name, make = _guess(subject) or ("", lambda guess: subject.rule)
     with jax.enable_x64(True), subject.promotion():
         program = subject.compiled("guess", _program(subject, make))
-        losses = np.asarray(
-            program(SIX_DECADES, bowl.start, bowl.solution, bowl.curvatures)
-        )
-    # Not `>`, which is false for NaN.
-    if np.max(losses) - np.min(losses) <= FLAT:
+        try:
+            found = program(SIX_DECADES, bowl.start, bowl.solution, bowl.curvatures)
+        except jax.errors.ConcretizationTypeError as error:
+            raise Unsuited(f"{name} cannot be an array, and so not vary") from error
+    losses = np.where(np.isnan(found), np.inf, found)
+    if np.isfinite(losses).all() and np.ptp(losses) <= FLAT:
         return None
-    worst, best = np.argmax(np.nan_to_num(losses, nan=np.inf)), np.nanargmin(losses)
+    worst, best = np.argmax(losses), np.argmin(losses)
     return Fault(
         f"after {STEPS} steps with {name}={SIX_DECADES[worst]:.0e} the loss is "
         f"{losses[worst]:.3g} of the first one, with {SIX_DECADES[best]:.0e} "
@@ -152,5 +153,6 @@ initial_guess = Law(
         if _guess(subject) is None
         else None
     ),
+    hooks=("eval_params",),
     share=0.25,
 )

@@ -9,7 +9,7 @@ from ._law import Fault, Law
 from ._probe import magnitude, small_cases
 from ._problem import ARRAY, Case, STEPS
 from ._run import AVERAGE, MECHANIC, parts_of, run, UNIT
-from ._subject import Subject
+from ._subject import Subject, wraps
 from ._write import numbers, steps_code
 
 
@@ -123,8 +123,10 @@ def _line_code(
 
 
 def _is_no_mechanic(subject: Subject) -> str | None:
-    if subject.recipe is None:
+    if subject.recipe is None or not wraps(subject.recipe):
         return "it takes the wrapper itself, to know what it wraps"
+    if "eps" not in subject.parameters:
+        return "it takes a wrapper with an `eps`"
     return _lacks(MECHANIC)(subject)
 
 

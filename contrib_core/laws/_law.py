@@ -100,7 +100,8 @@ class Law:
     - `drawn`: a strategy of further cases, which are also what a counterexample is
         looked for in that is smaller than one of `first`.
     - `excuse`: why it does not apply to a subject; `None` if it does.
-    - `hooks`: what a transform must have for it to apply, besides `init` and `update`.
+    - `hooks`: of what a transform may have besides `init` and `update`, what it looks
+        at; where that is missing, as of optax, it looks at the rest.
     - `share`: of the number of examples that are asked for, those that it is worth:
         cases that have to be compiled are dear.
     """

@@ -21,6 +21,7 @@ from ._training import (
     named_leaves,
     precision_of,
     promise,
+    raw,
     require,
     STEPS,
     TARGET,
@@ -44,7 +45,7 @@ def _low_precision(subject: Subject, case: tuple[str, float]) -> Fault | None:
             end, state = subject.compiled(("C9", dtype), alone)(params)
         leaves = named_leaves("the parameters", end), named_leaves("the state", state)
         for where, x in itertools.chain(*leaves):
-            finite = np.isfinite(np.asarray(x, np.float32)).all()
+            finite = np.isfinite(np.asarray(raw(x), np.float32)).all()
             require(finite, f"{where}: not finite", code)
         _require_wide("the fresh state", fresh, start, code)
         _require_wide("the state", state, start, code)
@@ -132,5 +133,6 @@ C9 = Law(
     drawn=lambda subject: st.tuples(
         st.sampled_from(["bfloat16", "float16"]), st.sampled_from([1.0, 0.5, 2.0])
     ),
+    hooks=("eval_params",),
     share=0.1,
 )

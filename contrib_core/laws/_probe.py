@@ -55,7 +55,11 @@ class Probe(AbstractTransform[ProbeState[Tree]]):
 
 
 PROBE = Probe()
-PROBE_CODE = "chain(add_decayed_weights(0.01), sgd(0.1, momentum=0.9))"
+PROBE_CODE = """\
+probe = contrib_core.chain(
+    contrib_core.add_decayed_weights(0.01), contrib_algos.sgd(0.1, momentum=0.9)
+)
+"""
 
 
 def around_probe(subject: Subject, **more: Any) -> Any:
@@ -66,11 +70,16 @@ def around_probe(subject: Subject, **more: Any) -> Any:
 
 def around_probe_code(subject: Subject, **more: str) -> str:
     first = next(iter(subject.parameters))
-    return subject.make_code(**{first: PROBE_CODE}, **more)
+    return subject.make_code(**{first: "probe"}, **more)
 
 
 def difference(
-    subject: Subject, other: Subject, case: Case, how: str, codes: tuple[str, str]
+    subject: Subject,
+    other: Subject,
+    case: Case,
+    how: str,
+    codes: tuple[str, str],
+    before: str = "",
 ) -> Fault | None:
     """The first update that is not that of another transform.
 
@@ -78,6 +87,7 @@ def difference(
 
     - `how`: what the other one is, for a sentence.
     - `codes`: both, for a test.
+    - `before`: lines that come before.
     """
     wanted, jittered = run(other, case.layout, case.problem)
     found, _ = run(subject, case.layout, case.problem)
@@ -91,7 +101,7 @@ def difference(
     a, b = found.updates[t], wanted.updates[t]
     return Fault(
         f"update {t} is {numbers(a, b)}, that of {how} {numbers(b, a)}",
-        difference_code(subject, case, codes, t, float(allowed[t])),
+        before + difference_code(subject, case, codes, t, float(allowed[t])),
     )
 
 

@@ -265,6 +265,7 @@ class Report:
             {
                 "law": outcome.law.name,
                 "group": outcome.law.group,
+                "hooks": outcome.law.hooks,
                 "verdict": outcome.verdict.value,
                 "declared": self._declares(outcome),
                 "note": outcome.note,

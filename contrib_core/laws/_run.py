@@ -37,31 +37,33 @@ class Run(NamedTuple):
     - `updates`: the update of each step.
     - `points`: the parameters after it.
     - `evaluated`: where to evaluate the model then.
-    - `distance`: its estimate of a distance then; NaN if it reports none.
+    - `distance`: its estimate of a distance, before the first step and after each; NaN
+        if it reports none.
     - `parts`: the fields of its state that laws of wrappers speak of, if it has them.
     """
 
     updates: Float[np.ndarray, "steps size"]
     points: Float[np.ndarray, "steps size"]
     evaluated: Float[np.ndarray, "steps size"]
-    distance: Float[np.ndarray, " steps"]
+    distance: Float[np.ndarray, " steps+1"]
     parts: dict[str, np.ndarray]
 
 
 def run(subject: Subject, layout: Layout, *problems: Problem) -> list[Run]:
-    """The runs of a rule on some problems, and after them its run on the first one with
+    """The runs of a rule on one problem or two, and after them its runs on these with
     all that rounding can reach changed by about `JITTER`.
 
     One program for each layout runs them all.
     """
-    rows = [_inputs(p, 0.0) for p in problems] + [_inputs(problems[0], JITTER)]
+    rows = [_inputs(p, jitter) for jitter in (0.0, JITTER) for p in problems]
+    number = len(rows)
     # Always so many rows, so that nothing is compiled twice.
-    rows += [rows[0]] * (3 - len(rows))
+    rows += [rows[0]] * (4 - number)
     stacked = [np.stack(column) for column in zip(*rows, strict=True)]
     with jax.enable_x64(True), subject.promotion():
         program = subject.compiled(layout, jax.vmap(_program(subject, layout)))
         found = jax.tree.map(np.asarray, program(*stacked))
-    return [Run(*jax.tree.map(lambda x: x[i], found)) for i in range(len(problems) + 1)]
+    return [Run(*jax.tree.map(lambda x: x[i], found)) for i in range(number)]
 
 
 def _inputs(problem: Problem, jitter: float) -> tuple[Any, ...]:
@@ -121,7 +123,9 @@ def _program(subject: Subject, layout: Layout) -> Any:
             return (x, state), seen
 
         state = rule.init(layout.tree(start))
-        return lax.scan(step, (start, state), jnp.arange(len(values)))[1]
+        _, seen = lax.scan(step, (start, state), jnp.arange(len(values)))
+        first = distance(state)[None]
+        return *seen[:3], jnp.concatenate([first, seen[3]]), seen[4]
 
     return program
 

@@ -1,4 +1,5 @@
-"""Sharpness-aware minimisation: each law is about wrappers with a `sync_period`."""
+"""Sharpness-aware minimisation: each law is about wrappers that are called as
+`optax.contrib.sam` is."""
 
 import dataclasses
 from typing import Any
@@ -23,10 +24,13 @@ from ._subject import Subject
 from ._write import arguments_code, numbers, run_code
 
 
+_PARAMETERS = ("optimizer", "adv_optimizer", "sync_period", "opaque_mode")
+
+
 def _is_no_sam(subject: Subject) -> str | None:
-    if "sync_period" not in subject.parameters:
-        return "it takes a wrapper with a `sync_period`"
-    return None
+    if set(_PARAMETERS) <= subject.parameters.keys():
+        return None
+    return f"it takes a wrapper with the parameters {', '.join(_PARAMETERS)}"
 
 
 def _sam(
@@ -37,8 +41,8 @@ def _sam(
     def fault(subject: Subject, case: Case) -> Fault | None:
         special = subject.variant(name, lambda: around_probe(subject, **keywords))
         base = subject.variant("inner", lambda: PROBE)
-        codes = (around_probe_code(subject, **written), PROBE_CODE)
-        return difference(special, base, case, "what it wraps", codes)
+        codes = (around_probe_code(subject, **written), "probe")
+        return difference(special, base, case, "what it wraps", codes, PROBE_CODE)
 
     return Law(
         name,
@@ -65,7 +69,7 @@ sam_radius = _sam(
     "Sharpness-aware minimisation of radius 0 looks for the worst point nowhere: it is "
     "its base.",
     r"\text{SAM}(t, 0; \text{opaque}) = t",
-    {"adv_optimizer": "scale(0.0)", "opaque_mode": "True"},
+    {"adv_optimizer": "contrib_core.scale(0.0)", "opaque_mode": "True"},
     adv_optimizer=scale(0.0),
     opaque_mode=True,
 )
@@ -99,7 +103,7 @@ def _is_opaque_other(subject: Subject, case: Case) -> Fault | None:
 
     def made(mode: str) -> str:
         return subject.make_code(
-            optimizer=PROBE_CODE, adv_optimizer=PROBE_CODE, opaque_mode=mode
+            optimizer="probe", adv_optimizer="probe", opaque_mode=mode
         )
 
     code = [
@@ -112,7 +116,7 @@ def _is_opaque_other(subject: Subject, case: Case) -> Fault | None:
     return Fault(
         f"after outer step {t} the parameters are {numbers(a, b)} in transparent mode, "
         f"{numbers(b, a)} in opaque mode",
-        "\n".join(code),
+        PROBE_CODE + "\n".join(code),
     )
 
 

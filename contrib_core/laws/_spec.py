@@ -130,8 +130,10 @@ def _hint(error: Exception, parsed: ast.Expression, names: dict[str, Any]) -> st
     """The end of a sentence about an exception: what was meant, if one can tell."""
     if isinstance(error, AttributeError):
         return did_you_mean(error.name or "", dir(error.obj))
-    if isinstance(error, TypeError) and isinstance(parsed.body, ast.Call):
-        name = ast.unparse(parsed.body.func)
+    called = getattr(parsed.body, "func", None)
+    # Nothing else can be evaluated once more without raising the same again.
+    if isinstance(error, TypeError) and isinstance(called, ast.Name | ast.Attribute):
+        name = ast.unparse(called)
         if parameters := _parameters(eval(name, dict(names))):
             return f"; it is `{name}{inspect.Signature(parameters)}`"
     return ""

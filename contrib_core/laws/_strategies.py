@@ -177,11 +177,10 @@ def scalars(bound: float = 4.0) -> st.SearchStrategy[Any]:
     def typed(dtype: str) -> st.SearchStrategy[Any]:
         return value.map(lambda x: jnp.asarray(x, dtype))
 
+    def default() -> st.SearchStrategy[Any]:
+        """In the widest float dtype: float64, where it exists."""
+        return value.map(lambda x: jnp.asarray(x, jnp.result_type(float)))
+
     narrow = [typed(dtype) for dtype in ("float32", "bfloat16", "float16")]
     integer = whole.map(lambda n: jnp.asarray(n, jnp.int32))
-    return st.one_of(value, whole, integer, *narrow, st.deferred(_default_float))
-
-
-def _default_float() -> st.SearchStrategy[Any]:
-    """Strongly typed scalars in the widest float dtype, float64 where it exists."""
-    return reals("float32", 4.0).map(lambda x: jnp.asarray(x, jnp.result_type(float)))
+    return st.one_of(value, whole, integer, *narrow, st.deferred(default))

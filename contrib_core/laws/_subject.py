@@ -1,9 +1,12 @@
 """What laws are checked of: a transform, and how to run it and write it down."""
 
 import contextlib
+import dataclasses
 import functools as ft
 import inspect
+import math
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,7 +27,7 @@ Wrappers = Mapping[str, Callable[[Any], Transform]]
 BASE = scale_by_learning_rate(0.1)
 _OPTIMIZERS = ("inner", "optimizer", "base_optimizer", "adv_optimizer")
 _NUMBERS = {"learning_rate": "0.1", "mask": "True"}
-BASE_CODE = "scale_by_learning_rate(0.1)"
+BASE_CODE = "contrib_core.scale_by_learning_rate(0.1)"
 
 # By which a rule's first guess of the distance to the solution is known.
 GUESSES = (
@@ -69,7 +72,7 @@ class Subject:
         self.given: Any = transform if self.recipe is None else filled(self.recipe)
         self.rule: AbstractTransform = as_transform(self.given)
         self.name = name or _name(transform, self.rule)
-        self.code = code or _code(self.recipe)
+        self.code = code or _code(transform, self.recipe)
         self.wrappers = dict(wrappers or {})
         self.largest_gradient = largest_gradient
         self.guesses = GUESSES if guess is None else (guess,)
@@ -181,10 +184,12 @@ class Subject:
         return next(f"transform.{n}" for n in _OPTIMIZERS if hasattr(self.given, n))
 
     def as_test(self, law: str, code: str) -> str:
-        """`code` as a test that runs by itself."""
+        """`code` as a test that runs by itself, if there is code of the transform; else
+        its first line is to be filled in."""
         if not code:
             return ""
-        lines = f"{self.code}\n{code}".strip().splitlines()
+        made = self.code or f"transform = ...  # {self.name}, as it was checked"
+        lines = f"{made}\n{code}".strip().splitlines()
         given = [line for line in lines if _IMPORT.match(line)]
         rest = "\n".join(line for line in lines if line not in given)
         if re.search("float64|complex128", rest) and "enable_x64" not in rest:
@@ -201,12 +206,9 @@ _IMPORTS = (
     "import jax.numpy as jnp",
     "import numpy as np",
     "import equinox as eqx",
-    "from contrib_algos import sgd",
-    "from contrib_core import add_decayed_weights",
-    "from contrib_core import chain",
-    "from contrib_core import masked",
-    "from contrib_core import scale",
-    "from contrib_core import scale_by_learning_rate",
+    # By their modules, because others have a `chain` or a `scale` too.
+    "import contrib_algos",
+    "import contrib_core",
 )
 
 
@@ -260,13 +262,39 @@ def filled_code(recipe: Callable[..., Any], **keywords: str) -> str:
     return f"{getattr(recipe, '__name__', 'recipe')}({arguments})"
 
 
-def _code(recipe: Callable[..., Any] | None) -> str:
-    """Lines that make a transform by `recipe`, if others can import it."""
-    name, module = (getattr(recipe, f"__{x}__", "<") for x in ("qualname", "module"))
-    if recipe is None or not name.isidentifier() or module == "__main__":
-        return ""
+def _code(transform: Any, recipe: Callable[..., Any] | None) -> str:
+    """Lines that make a transform, if others can import what makes it."""
+    maker = type(transform) if recipe is None else recipe
+    name = getattr(maker, "__qualname__", "")
+    module = getattr(maker, "__module__", None) or "__main__"
     public = module.split("._")[0]
-    return f"from {public} import {name}\ntransform = {filled_code(recipe)}"
+    if getattr(sys.modules.get(public), name, None) is not maker:
+        return ""  # It is in a function, say.
+    made = _call(transform) if recipe is None else filled_code(recipe)
+    if not made or public == "__main__":
+        return ""
+    return f"from {public} import {name}\ntransform = {made}"
+
+
+def _call(x: Any) -> str:
+    """The call that makes a dataclass of numbers, text and `None`."""
+    if not dataclasses.is_dataclass(x):
+        return ""
+    fields = {f.name: f.default for f in dataclasses.fields(x)}
+    if [*inspect.signature(type(x)).parameters] != [*fields]:
+        return ""
+    values = {name: getattr(x, name) for name in fields}
+    if not all(map(_is_plain, values.values())):
+        return ""
+    given = [f"{k}={v!r}" for k, v in values.items() if v is not fields[k]]
+    return f"{type(x).__name__}({', '.join(given)})"
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether its `repr` is code of it."""
+    if isinstance(x, float):
+        return math.isfinite(x)
+    return x is None or isinstance(x, int | str)
 
 
 def _required(recipe: Callable[..., Any]) -> list[str]:

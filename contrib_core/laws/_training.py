@@ -188,7 +188,7 @@ def require_same(what: str, x: Any, y: Any, code: str = "") -> None:
     """Both are bitwise the same."""
     require_same_type(what, x, y, code, weak=False)
     for path, a, b in _pairs(x, y):
-        same = np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        same = np.asarray(raw(a)).tobytes() == np.asarray(raw(b)).tobytes()
         require(same, f"{what}{path}: {b}, not {a}", code)
 
 
@@ -196,7 +196,7 @@ def require_close(what: str, x: Any, y: Any, code: str = "") -> None:
     """Both are the same up to rounding, relative to the largest entry of a leaf."""
     require_same_type(what, x, y, code, weak=False)
     for path, a, b in _pairs(x, y):
-        a, b = np.asarray(a), np.asarray(b)
+        a, b = np.asarray(raw(a)), np.asarray(raw(b))
         tolerance = ROUNDING * np.max(np.abs(a), initial=0)
         close = np.allclose(b, a, rtol=0, atol=tolerance)
         require(close, f"{what}{path}: {b}, not {a}", code)
@@ -215,9 +215,16 @@ def named_leaves(what: str, x: Any) -> Iterator[tuple[str, Any]]:
         yield (f"{what} at {jtu.keystr(path)}" if path else what), leaf
 
 
+def raw(x: Any) -> Any:
+    """`x` itself, or the numbers that typed random keys are."""
+    is_array = isinstance(x, jax.Array)
+    is_key = is_array and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+
 def snapshot(x: Any) -> Any:
-    """The arrays of `x`, copied into memory that nobody else has."""
-    return jax.tree.map(lambda a: np.array(a, copy=True), x)
+    """The numbers in the arrays of `x`, copied into memory that nobody else has."""
+    return jax.tree.map(lambda a: np.array(raw(a), copy=True), x)
 
 
 Restore = Callable[[Any, Any], Any]

@@ -23,13 +23,13 @@ from ._subject import Subject, wraps
 
 
 def _is_not_neutral(subject: Subject, case: Case) -> Fault | None:
-    around, codes = subject, ("transform", subject.inner_code)
+    around, codes, before = subject, ("transform", subject.inner_code), ""
     is_recipe = subject.recipe is not None and wraps(subject.recipe)
     inner = subject.variant("inner", lambda: PROBE if is_recipe else subject.inner)
     if is_recipe:
         around = subject.variant("neutral", lambda: around_probe(subject))
-        codes = (around_probe_code(subject), PROBE_CODE)
-    return difference(around, inner, case, "what it wraps", codes)
+        codes, before = (around_probe_code(subject), "probe"), PROBE_CODE
+    return difference(around, inner, case, "what it wraps", codes, before)
 
 
 neutral = Law(
@@ -73,7 +73,10 @@ class _InTurn(AbstractTransform[Any]):
 
 
 _LINKS = (add_decayed_weights(0.25), PROBE, scale(0.5))
-_LINKS_CODE = f"a, b, c = add_decayed_weights(0.25), {PROBE_CODE}, scale(0.5)"
+_LINKS_CODE = f"""\
+{PROBE_CODE}a, b = contrib_core.add_decayed_weights(0.25), probe
+c = contrib_core.scale(0.5)
+"""
 
 
 def _is_no_monoid(subject: Subject, case: Case) -> Fault | None:
@@ -89,9 +92,10 @@ def _is_no_monoid(subject: Subject, case: Case) -> Fault | None:
     for written, made in nested.items():
         other = subject.variant(written, made)
         written = written.format(subject.name)
-        codes = (written, "chain(a, b, c)")
-        if fault := difference(other, plain, case, "a, b and c in turn", codes):
-            return Fault(f"{written}: {fault.what}", f"{_LINKS_CODE}\n{fault.code}")
+        codes = (written, "contrib_core.chain(a, b, c)")
+        how = f"a, b and c in turn ({written})"
+        if fault := difference(other, plain, case, how, codes, _LINKS_CODE):
+            return fault
     return None
 
 

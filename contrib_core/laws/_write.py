@@ -93,7 +93,7 @@ def run_code(subject: Subject, layout: Layout, problem: Problem, name: str) -> s
     given = ["start", "grads", *_optional(subject, problem, "values", "curvature")]
     return textwrap.dedent(f"""\
         def {name}(transform, {", ".join(given)}):
-            x = jnp.asarray(start)
+            u, x = None, jnp.asarray(start)
             state = transform.init({layout.code("x")})
             for {each}:
                 grad = {layout.code(gradient)}
@@ -198,7 +198,7 @@ def steps_code(
 def distances_code(
     subject: Subject, case: Case, distance: str, step: int, bound: str
 ) -> str:
-    """A test of the estimate of the distance after a step, and the one before."""
+    """A test of the estimate of the distance after a step, and of that before it."""
     before, after = (arguments_code(subject, case.problem, step + k) for k in (0, 1))
     return "\n".join(
         [
