@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contrib_algos import normalize
-from contrib_core import add_decayed_weights
+from contrib_algos import Momentum, Normalize, normalize
+from contrib_core import add_decayed_weights, chain, scale
 from contrib_core.laws import (
     _check,
     _report,
@@ -21,6 +21,7 @@ from contrib_core.laws import (
     Law,
     LAWS,
     Outcome,
+    provide_devices,
     Subject,
     Verdict,
 )
@@ -119,6 +120,27 @@ def test_summaries(
     fakes: dict[str, Law], laws: list[str], declared: list[str], summary: str
 ):
     assert check(normalize(), laws=laws, declared=declared).summary.startswith(summary)
+
+
+def test_a_name_is_a_name_and_no_letters(fakes: dict[str, Law]):
+    assert check(normalize(), laws="kept", declared="kept").is_lawful
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="examples=0: it takes one or more"):
+        check(normalize(), laws="translation", examples=0)
+
+
+def test_devices_are_asked_for_unless_they_are(monkeypatch: pytest.MonkeyPatch):
+    flag = "--xla_force_host_platform_device_count"
+    for given, wanted in {"": f"{flag}=8", "-a": f"-a {flag}=8"}.items():
+        monkeypatch.setenv("XLA_FLAGS", given)
+        provide_devices()
+        provide_devices()
+        assert os.environ["XLA_FLAGS"] == wanted
+    monkeypatch.setenv("XLA_FLAGS", f"{flag}=2")
+    provide_devices()
+    assert os.environ["XLA_FLAGS"] == f"{flag}=2"
 
 
 def test_declared_by_default_is_what_a_rule_declares():
@@ -261,6 +283,45 @@ def test_assert_lawful_says_all_at_once(fakes: dict[str, Law]):
     assert "def test_bad():" in message and "def test_other():" not in message
 
 
+# The code of a transform
+
+
+@pytest.mark.parametrize(
+    "transform, code",
+    [
+        (Normalize, "from contrib_algos import Normalize\ntransform = Normalize()"),
+        (
+            Momentum(0.5),
+            "from contrib_algos import Momentum\ntransform = Momentum(decay=0.5)",
+        ),
+        (Momentum(), "from contrib_algos import Momentum\ntransform = Momentum()"),
+        # What numbers, text and `None` do not make; and what nobody can import.
+        (chain(normalize(), normalize()), ""),
+        (scale(float("inf")), ""),
+        (lambda: normalize(), ""),
+    ],
+)
+def test_code_of_transforms(transform: Any, code: str):
+    assert Subject(transform).code == code
+
+
+def test_code_of_what_cannot_be_imported_is_to_be_filled_in():
+    subject = Subject(chain(normalize(), normalize()), name="mine")
+    test = subject.as_test("it", "assert transform")
+    assert "    transform = ...  # mine, as it was checked\n    assert" in test
+
+
+def test_names_of_others_do_not_hide_those_of_the_kit():
+    """Of this package and of optax, both of which have a `chain` and a `scale`."""
+    subject = resolve("optax:chain(sgd(0.1), scale(2.0))")
+    code = "one = contrib_core.scale(1.0), contrib_core.chain"
+    names: dict[str, Any] = {}
+    exec(subject.as_test("it", f"{code}\nreturn one, transform"), names)
+    (one, combined), made = names["test_it"]()
+    assert (type(one), combined) == (type(scale(1.0)), chain)
+    assert type(made) is type(subject.given)
+
+
 # Specifications
 
 RULES = """
@@ -370,6 +431,7 @@ def test_specifications(rules: Path, spec: str, code: str):
         ),
         ("my_rules:optax.adamm(0.1)", "no attribute 'adamm'; did you mean `adam`?"),
         ("my_rules:recipe(b3=1)", "; it is `recipe(learning_rate, b1=0.9)`"),
+        ("my_rules:recipe(b3=1)(2)", "raises TypeError: recipe() "),
         ("my_rules:three()", "TypeError: 'int' object is not callable"),
         ("my_rules:three", "3 is not a transform; a transform has `init` and `update`"),
         ("my_rules:demanding", "requires `foo`, "),
@@ -396,6 +458,12 @@ def test_a_lawful_transform_exits_with_0(capsys: pytest.CaptureFixture[str]):
     assert out.splitlines()[0] == "contrib_algos:normalize"
     assert out.splitlines()[-1].startswith("lawful: 1 declared law holds (")
     assert err.splitlines()[0].startswith("[1/1] translation")
+
+
+def test_groups_can_be_declared(capsys: pytest.CaptureFixture[str]):
+    options = "--laws translation --declared algebra"
+    assert main(["contrib_algos:normalize", *options.split()]) == 0
+    assert "Not declared" not in capsys.readouterr().out
 
 
 def test_an_unlawful_transform_exits_with_1(

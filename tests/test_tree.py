@@ -521,6 +521,11 @@ def test_law_kills_mutant(mutant: Mutant):
             _SEARCH(LAWS[mutant.law](mutated, dtypes))()
 
 
+@given(scalars(1.0))
+def test_scalars_stay_within_their_bound(x: Any):
+    assert abs(float(x)) <= 1
+
+
 def test_every_law_has_a_mutant():
     assert {mutant.law for mutant in MUTANTS} == set(LAWS)
 
