@@ -209,12 +209,13 @@ monotone = Law(
 def _leap(subject: Subject, case: Case) -> Fault | None:
     (found, _) = run(subject, case.layout, case.problem)
     before, after = found.distance[:-1], found.distance[1:]
-    largest = np.max(np.abs([case.problem.start, *found.points]))
+    # What is NaN says nothing of the steps before.
+    largest = np.nanmax(np.abs([case.problem.start, *found.points]))
     rounded = 2.0**8 * STEPS * UNIT * (before + largest)
     # Before the first step there may be no estimate yet, which is 0.
     is_none = (before == 0) & (np.arange(STEPS) == 0)
     grown = is_none | (after <= 2 * before + rounded)
-    bound = f"<= 2 * before + {np.max(rounded):.2g}"
+    bound = f"<= 2 * before + {np.nanmax(rounded):.2g}"
     return _bad_distance(subject, case, found.distance, grown, bound)
 
 

@@ -20,6 +20,7 @@ from ._training import (
     few,
     fit,
     gradient,
+    named_leaves,
     parameters,
     precision_of,
     promise,
@@ -184,10 +185,9 @@ def _require_no_aliases(subject: Subject, params: Any) -> None:
             state = subject.given.init(given)
         trees = {"the parameters": given, "the state": state}
         for owner, tree in trees.items():
-            for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            for where, x in named_leaves(owner, tree):
                 if not isinstance(x, jax.Array) or not x.size:
                     continue
-                where = f"{owner}{jax.tree_util.keystr(path)}"
                 other = owners.setdefault(x.unsafe_buffer_pointer(), where)
                 require(
                     other == where,
