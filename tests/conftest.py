@@ -48,7 +48,7 @@ with contextlib.suppress(ImportError):
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None)
 hypothesis.settings.register_profile(
-    "ci", max_examples=30, deadline=None, derandomize=True, print_blob=True
+    "ci", max_examples=20, deadline=None, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

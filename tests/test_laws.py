@@ -21,7 +21,7 @@ from contrib_core.laws._problem import ARRAY, Case, Change
 CONTRACT = [name for name, law in LAWS.items() if law.group == "contract"]
 
 # Of transforms that are generated, the cases that are always tried, and one more.
-EXAMPLES = dict.fromkeys(GENERATED, 1) | dict.fromkeys(NAMED, 6)
+EXAMPLES = dict.fromkeys(GENERATED, 1) | dict.fromkeys(NAMED, 4)
 
 
 @ft.lru_cache(maxsize=4)  # Programs take memory.

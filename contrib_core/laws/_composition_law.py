@@ -61,10 +61,11 @@ def _composition(subject: Subject, context: str) -> Fault | None:
 
 
 def _require_unchanged(subject: Subject, context: str) -> None:
+    rule = subject.rule
     written, wrap = _NEUTRAL[context]
     code = _code(subject, written)
     with precision_of(subject, few()) as params:
-        expected = _what_it_does(subject, subject.rule, params)
+        expected = subject.once("alone", lambda: _what_it_does(subject, rule, params))
         with promise(f"{context} should take it", code):
             found = _what_it_does(subject, wrap(subject.given), params)
     # What optax returns has neither evaluation points nor metrics.

@@ -67,11 +67,10 @@ class Event:
         return pull, push, np.where(during, self.rate, 1.0)
 
 
-# The fewest numbers; dtypes that mix; and nothing but bfloat16. Each is compiled.
+# The fewest numbers, and dtypes that mix. Each is compiled.
 TREES: dict[str, Any] = {
     "one": np.ones(1, np.float32),
     "mixed": {"narrow": waves((3, 2), "bfloat16"), "w": waves((4, 3), "float32")},
-    "narrow": waves((3,), "bfloat16"),
 }
 
 # A constant gradient is that of a loss without a minimum, so it ends at some time.
@@ -124,7 +123,7 @@ def _finite(subject: Subject, event: Event) -> Fault | None:
             _finite_code(subject, event, grads, step),
         )
     harmless = event.before == 0 and event.steps == 1 and event.push <= 1e-30
-    if harmless and event.after and not event.hole and event.tree != "narrow":
+    if harmless and event.after and not event.hole:
         _require_start(subject, event, params, end)
 
 

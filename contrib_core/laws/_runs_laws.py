@@ -335,7 +335,9 @@ def _by_orbax(carry: Any, like: Any) -> Any:
         path = Path(folder) / "state"
         saver.save(path, carry)
         saver.wait_until_finished()
-        return saver.restore(path, like)
+        restored = saver.restore(path, like)
+    # Not bound to a device, or everything is compiled once more.
+    return jax.tree.map(lambda x: jnp.array(np.asarray(x)), restored)
 
 
 def _savers(subject: Subject) -> Iterator[str]:

@@ -78,6 +78,7 @@ class Subject:
         self.guesses = GUESSES if guess is None else (guess,)
         self.notes: dict[str, str] = {}
         self._variants: dict[str, Subject] = {}
+        self._known: dict[str, Any] = {}
         self._traces = 0
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -162,6 +163,12 @@ class Subject:
         if name not in self._variants:
             self._variants[name] = Subject(make())
         return self._variants[name]
+
+    def once(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, computed once."""
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
     def compiled(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` under `jax.jit`, made once for each `key`; whenever it is traced,
