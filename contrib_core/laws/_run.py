@@ -134,6 +134,10 @@ def distance_of(subject: Subject) -> tuple[str, Callable[[Any], Any]] | None:
     """Where a rule's estimate of the distance to the solution is found in its state:
     as code, and as a function. It is its metric `.../distance`, or the field of its
     state that optax has it in; `None` if there is neither."""
+    return subject.once("distance", lambda: _distance_of(subject))
+
+
+def _distance_of(subject: Subject) -> tuple[str, Callable[[Any], Any]] | None:
     like = jax.ShapeDtypeStruct((2,), jnp.float32)
     with subject.promotion():
         state = jax.eval_shape(subject.rule.init, like)
