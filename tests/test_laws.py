@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from zoo import Entry, GENERATED, NAMED, RULES, WRAPPERS, ZOO
+from zoo import Entry, NAMED, RULES, WRAPPERS, ZOO
 
 import contrib_wrappers
 from contrib_algos import dog, prodigy, sgd
@@ -20,15 +20,15 @@ from contrib_core.laws._problem import ARRAY, Case, Change
 
 CONTRACT = [name for name, law in LAWS.items() if law.group == "contract"]
 
-# Of transforms that are generated, the cases that are always tried, and one more.
-EXAMPLES = dict.fromkeys(GENERATED, 1) | dict.fromkeys(NAMED, 4)
+# Of others than the rules, the cases that are always tried, and one more.
+EXAMPLES = dict.fromkeys(ZOO, 1) | dict.fromkeys(RULES, 4)
 
 
 @ft.lru_cache(maxsize=4)  # Programs take memory.
 def subject(name: str) -> Subject:
     """A transform of the zoo, whose compiled programs all laws use."""
-    # Wrappers around wrappers are in the zoo; those around these need not be.
-    wrappers = WRAPPERS if name in NAMED else {}
+    # Wrappers around wrappers are in the zoo; those around all else need not be.
+    wrappers = WRAPPERS if name in RULES else {}
     return Subject(ZOO[name].transform, name=name, wrappers=wrappers)
 
 
