@@ -6,7 +6,20 @@ from dataclasses import dataclass
 import optax
 from optax import contrib
 
-from contrib_algos import adam, adamw, dog, lion, normalize, prodigy, sgd
+from contrib_algos import (
+    adam,
+    adamw,
+    cocob,
+    dadapt_adamw,
+    dog,
+    dowg,
+    lion,
+    momo,
+    momo_adam,
+    normalize,
+    prodigy,
+    sgd,
+)
 from contrib_core import Transform
 from contrib_wrappers import (
     master_weights,
@@ -49,6 +62,8 @@ ADAM = "g m v x > m v x"
 # be summed up while the new parameters are written.
 DOG = "g > ; g x x0 > x"
 DOG_DECAY = "g x > ; g x x0 > x"
+# The new distance is not used before the next step.
+DADAPT = "g s m v x > s m v x"
 # The second pass waits for the norm of the new s.
 PRODIGY = "g s x x0 > s ; g m v x > m v x"
 # w is the float32 copy, by which alone the new parameters are determined.
@@ -66,6 +81,11 @@ RULES = {
     "dog_decay": Rule(
         dog(weight_decay=DECAY), contrib.dog(weight_decay=DECAY), DOG_DECAY
     ),
+    "dowg": Rule(dowg(), contrib.dowg(), DOG),
+    "cocob": Rule(cocob(), contrib.cocob(), "g x x0 n l t r > n l t r x"),
+    "dadapt_adamw": Rule(dadapt_adamw(), contrib.dadapt_adamw(), DADAPT),
+    "momo": Rule(momo(), contrib.momo(), "g m x > m ; m x > x"),
+    "momo_adam": Rule(momo_adam(), contrib.momo_adam(), "g m v x > m v ; m v x > x"),
     "prodigy": Rule(prodigy(), contrib.prodigy(), PRODIGY),
     "prodigy_decay": Rule(
         prodigy(weight_decay=DECAY), contrib.prodigy(weight_decay=DECAY), PRODIGY

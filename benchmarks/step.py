@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.stages import Compiled
 from jaxtyping import PyTree
@@ -14,8 +15,12 @@ from contrib_core import Transform
 def jitted(transform: Transform) -> Any:
     """`(params, state, grads) -> (params, state)`, in place where XLA finds a way."""
 
+    if isinstance(transform, optax.GradientTransformation):
+        transform = optax.with_extra_args_support(transform)
+
     def step(params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-        updates, state = transform.update(grads, state, params)
+        value = jnp.ones((), "float32")  # The loss, for rules that need it.
+        updates, state = transform.update(grads, state, params, value=value)
         return optax.apply_updates(params, updates), state
 
     return jax.jit(step, donate_argnums=(0, 1))

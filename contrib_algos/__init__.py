@@ -8,8 +8,21 @@ from ._adam import (
     RMS as RMS,
     RMSState as RMSState,
 )
+from ._cocob import COCOB as COCOB, cocob as cocob, COCOBState as COCOBState
+from ._dadapt_adamw import (
+    dadapt_adamw as dadapt_adamw,
+    DAdaptAdamW as DAdaptAdamW,
+    DAdaptAdamWState as DAdaptAdamWState,
+)
 from ._dog import DoG as DoG, dog as dog, DoGState as DoGState
+from ._dowg import DoWG as DoWG, dowg as dowg, DoWGState as DoWGState
 from ._lion import Lion as Lion, lion as lion, LionState as LionState
+from ._momo import Momo as Momo, momo as momo, MomoState as MomoState
+from ._momo_adam import (
+    momo_adam as momo_adam,
+    MomoAdam as MomoAdam,
+    MomoAdamState as MomoAdamState,
+)
 from ._normalize import Normalize as Normalize, normalize as normalize
 from ._prodigy import (
     Prodigy as Prodigy,

@@ -56,11 +56,13 @@ from ._transform import (
 from ._types import (
     Count as Count,
     Flag as Flag,
+    is_zero as is_zero,
     P as P,
     RealLike as RealLike,
     RealOrSchedule as RealOrSchedule,
     S as S,
     Scalar as Scalar,
     Schedule as Schedule,
+    times as times,
     Tree as Tree,
 )

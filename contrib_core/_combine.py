@@ -15,7 +15,7 @@ from ._schedule import at, increment, zero_count
 from ._state import AbstractState, Extra
 from ._symmetry import free_of, ISOMETRIES
 from ._transform import AbstractTransform, Transform
-from ._types import Count, P, RealLike, RealOrSchedule, Scalar, Tree
+from ._types import Count, is_zero, P, RealLike, RealOrSchedule, Scalar, Tree
 
 
 class Chain(AbstractTransform[tuple[Any, ...]]):
@@ -169,14 +169,17 @@ class AddDecayedWeights(AbstractTransform[None]):
         return tree.axpy(self.rate, params, grads), None
 
 
-def add_decayed_weights(rate: RealLike, mask: Any = None) -> AbstractTransform:
+def add_decayed_weights(rate: RealLike | None, mask: Any = None) -> AbstractTransform:
     """Adds `rate * params` to the gradients of the leaves that `mask` selects.
 
     **Arguments:**
 
-    - `rate`: at least 0, in units of gradients over parameters.
+    - `rate`: at least 0, in units of gradients over parameters. `None` and a Python 0
+        are no transform at all: `chain()`.
     - `mask`: as for [`contrib_core.masked`][]; by default every leaf.
     """
+    if rate is None or is_zero(rate):
+        return chain()
     decay = AddDecayedWeights(rate)
     return decay if mask is None else masked(decay, mask)
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ._types import is_zero
+
 
 ISOMETRIES = frozenset(
     {"translation", "rotation", "permutation", "partition", "complex"}
@@ -15,5 +17,4 @@ ENTRYWISE = frozenset({"translation", "permutation", "partition"})
 def free_of(hyperparameter: Any, *laws: str) -> frozenset[str]:
     """Laws that hold if a hyperparameter is 0, which only a Python number is known to
     be: none if it is anything else."""
-    is_zero = isinstance(hyperparameter, int | float) and hyperparameter == 0
-    return frozenset(laws if is_zero else ())
+    return frozenset(laws if is_zero(hyperparameter) else ())

@@ -98,7 +98,7 @@ class AbstractTransform(eqx.Module, Generic[S]):
         who = name_of(self)
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
         given = {name: x for name, x in given.items() if x is not None}
-        check_given(who, self.needs, {*given, *rest})
+        check_given(who, self.needs - {"iterates"}, {*given, *rest})
         grads, model = trainable(grads), given.pop("params", None)
         if params is not None:
             params = trainable(params)
@@ -135,7 +135,11 @@ class AbstractTransform(eqx.Module, Generic[S]):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What `update` cannot do without: of "params", "value", "grad_fn", "key"."""
+        """What `update` cannot do without: of "params", "value", "grad_fn", "key".
+
+        And "iterates", if it recovers hidden points from the parameters, which nothing
+        else than its updates may then move.
+        """
         return frozenset()
 
     @property

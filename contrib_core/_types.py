@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int32, PyTree, Real
 
 
@@ -32,3 +33,17 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 RealOrSchedule: TypeAlias = RealLike | Schedule
 """A hyperparameter that may change over time."""
+
+
+def is_zero(x: Any) -> bool:
+    """Whether a hyperparameter is known to be 0, as only a Python number is: then what
+    it multiplies can be left out."""
+    return isinstance(x, int | float) and x == 0
+
+
+def times(hyperparameter: RealLike, x: RealLike) -> RealLike:
+    """`hyperparameter * x`, and 0 where the former is 0, whatever `x` is; a Python 0
+    where that is known."""
+    if is_zero(hyperparameter):
+        return 0
+    return jnp.where(jnp.equal(hyperparameter, 0), 0, hyperparameter * x)

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PyTree
 
 from ._errors import first_difference
-from ._types import Flag, RealLike, Scalar, Tree
+from ._types import Flag, is_zero, RealLike, Scalar, Tree
 
 
 # Precision
@@ -76,6 +76,15 @@ def finite(x: Scalar) -> Scalar:
     """`x`, with infinities replaced by the largest finite numbers. NaN stays NaN."""
     largest = jnp.finfo(x.dtype).max
     return jnp.clip(x, -largest, largest)
+
+
+def after(x: Scalar) -> Scalar:
+    """1, but NaN if `x` is: so it is not known before `x`.
+
+    A factor for what is added to trees that `x` was computed of. XLA updates them in
+    place if it has to wait for `x`, and else it may copy them first.
+    """
+    return jnp.where(jnp.isnan(x), x, 1)
 
 
 def _widen(x: Array, real: jnp.dtype) -> Array:
@@ -173,7 +182,7 @@ def scale(s: RealLike, x: Tree) -> Tree:
 
 def axpy(s: RealLike, x: Tree, y: Tree) -> Tree:
     """`s x + y`, in the dtypes of `y`; just `y` where `s` is a Python 0."""
-    if isinstance(s, int | float) and s == 0:
+    if is_zero(s):
         return y
     return map(lambda b, a, s: s * a + b, y, x, s)
 
@@ -247,8 +256,7 @@ def divide(
 def divider(eps: RealLike) -> Callable[[Any, Any], Any]:
     """What divides by `y + eps` for `y >= 0`: `divide` where `eps` is a Python 0, and
     else plain division, which is one operation less."""
-    is_zero = isinstance(eps, int | float) and eps == 0
-    return divide if is_zero else operator.truediv
+    return divide if is_zero(eps) else operator.truediv
 
 
 @jax.custom_jvp

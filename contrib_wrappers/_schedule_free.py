@@ -283,8 +283,8 @@ def _base(
     weight_decay: RealLike | None,
     mask: Any,
 ) -> AbstractTransform:
-    decay = [] if weight_decay is None else [add_decayed_weights(weight_decay, mask)]
-    return chain(*direction, *decay, scale_by_learning_rate(learning_rate))
+    decay = add_decayed_weights(weight_decay, mask)
+    return chain(*direction, decay, scale_by_learning_rate(learning_rate))
 
 
 def schedule_free_eval_params(state: PyTree[Any], params: PyTree[Any]) -> PyTree[Any]:

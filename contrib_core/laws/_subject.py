@@ -110,7 +110,7 @@ class Subject:
         """The extras that `update` cannot do without. Optax does not say, so that
         they are tried."""
         if self.is_ours:
-            return self.rule.needs - {"params"}
+            return self.rule.needs - {"params", "iterates"}
         alone = [frozenset({name}) for name in sorted(self.takes)]
         return next(filter(self._does_with, [frozenset(), *alone]), self.takes)
 

@@ -83,11 +83,10 @@ def descends(start: Any, end: Any) -> bool:
 def extras(subject: Subject, grads: Any) -> dict[str, Any]:
     """What `update` takes besides gradients, state and parameters."""
     leaves = jax.tree.leaves(eqx.filter(grads, eqx.is_inexact_array))
-    squares = [jnp.sum(jnp.abs(g).astype(jnp.float32) ** 2) for g in leaves]
-    total = sum(squares, start=jnp.zeros((), jnp.float32))
+    leaves = [jnp.asarray(x) for x in leaves]  # Which may be NumPy's.
     known = {
         # A loss that is finite, as the gradients are.
-        "value": jnp.nan_to_num(total / 2),
+        "value": jnp.nan_to_num(tree.sq_norm(leaves) / 2),
         "grad_fn": lambda params, *_: gradient(params),
         "key": jax.random.key(0),
     }

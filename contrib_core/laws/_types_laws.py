@@ -182,7 +182,7 @@ C2 = Law(
 
 # C6
 
-_KNOWN = ("params", "value", "grad_fn", "key")
+_KNOWN = ("params", "value", "grad_fn", "key", "iterates")
 
 
 def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
@@ -214,7 +214,7 @@ def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
 def _require_named(subject: Subject, grads: Any, state: Any, known: Any) -> None:
     """What is needed and missing is named, and what is not said to be needed is not."""
     given = subject.given
-    needed = given.needs
+    needed = given.needs - {"iterates"}  # No argument, but a promise of the caller.
     known = {name: x for name, x in known.items() if name in needed}
     for missing in needed:
         message = _error_without(given, grads, state, known, missing)
