@@ -19,7 +19,8 @@ def jitted(transform: Transform) -> Any:
         transform = optax.with_extra_args_support(transform)
 
     def step(params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-        value = jnp.ones((), "float32")  # The loss, for rules that need it.
+        # A loss, for rules that need one; not a constant, which would be folded.
+        value = jnp.real(jax.tree.leaves(grads)[0]).ravel()[0].astype("float32")
         updates, state = transform.update(grads, state, params, value=value)
         return optax.apply_updates(params, updates), state
 

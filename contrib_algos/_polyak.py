@@ -61,10 +61,10 @@ def polyak(
         halved = jnp.maximum(here / (2 * unit), least_bound)
         lower_bound = jnp.where(too_high, halved, lower_bound)
     gap = jnp.maximum(here - unit * lower_bound, 0)
-    step_size = jnp.minimum(longest, tree.finite(tree.divide(gap, curvature)))
+    fall = jnp.minimum(tree.finite(longest) * tree.finite(curvature), gap)
+    step_size = tree.divide(fall, curvature)
     if least_bound is not None:
-        fall = jnp.minimum(longest * tree.finite(curvature), gap) / 2
-        reached = tree.finite((loss + offset - fall) / weight)
+        reached = tree.finite((loss + offset - fall / 2) / weight)
         learned = jnp.maximum(reached, least_bound)
         lower_bound = jnp.where(curvature > 0, learned, lower_bound)
     return Polyak(step_size, lower_bound)

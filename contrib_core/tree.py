@@ -84,7 +84,7 @@ def after(x: Scalar) -> Scalar:
     A factor for what is added to trees that `x` was computed of. XLA updates them in
     place if it has to wait for `x`, and else it may copy them first.
     """
-    return jnp.where(jnp.isnan(x), x, 1)
+    return 1 / jnp.where(jnp.isnan(x), x, 1)  # Divided last, as in `divide`.
 
 
 def _widen(x: Array, real: jnp.dtype) -> Array:

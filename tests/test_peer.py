@@ -4,6 +4,7 @@ Each test runs both: it fails if ours has the defect, and if optax lost it, so t
 documentation can be brought up to date.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Array
 from optax import contrib as peer
 from problems import references
 
-from contrib_algos import dog, prodigy, sgd
+from contrib_algos import cocob, dadapt_adamw, dog, momo, momo_adam, prodigy, sgd
 from contrib_wrappers import (
     schedule_free,
     schedule_free_eval_params,
@@ -252,3 +253,115 @@ def test_split_passes_extras_where_optax_0_2_8_does_not_take_them():
     ours = split_real_and_imaginary(inner)
     updates, _ = ours.update(params, ours.init(params), params, value=2.0)
     np.testing.assert_array_equal(updates, 2 * params)
+
+
+# D-Adaptation, COCOB, MoMo
+
+
+@pytest.mark.parametrize("null", ["gradient", "learning rate"])
+def test_dadapt_adamw_survives_a_null_first_step_where_optax_0_2_8_is_nan(null):
+    rate = from_zero if null == "learning rate" else 1.0
+    grads = zero_at_first if null == "gradient" else gradient
+    theirs, _ = run(peer.dadapt_adamw(rate), grads, 300)
+    assert np.isnan(theirs[1:]).all()
+    ours, _ = run(dadapt_adamw(rate), grads, 300)
+    assert np.isfinite(ours).all() and jnp.sum(ours[-1] ** 2) < 0.1
+
+
+def test_cocob_leaves_alone_what_has_no_gradient_in_float16_where_optax_0_2_8_is_nan():
+    def first_only(x, i):
+        return (x * jnp.array([1.0, 0.0, 0.0])).astype(x.dtype)
+
+    start = START.astype(jnp.float16)
+    theirs, _ = run(peer.cocob(), first_only, 20, start)
+    assert np.isnan(theirs[:, 1:]).all()
+    ours, _ = run(cocob(), first_only, 20, start)
+    np.testing.assert_array_equal(ours[:, 1:], [start[1:]] * 20)
+    assert np.isfinite(ours).all() and ours[-1, 0] < start[0]
+
+
+def run_with_value(opt: Any, factor: float, num_steps: int) -> tuple[Any, Any]:
+    """As `run`, on the squared norm times `factor`, for rules that need its value."""
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(lambda x: factor * jnp.sum(x**2))(params)
+        updates, state = opt.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state
+
+    params, state, points = START, opt.init(START), []
+    for _ in range(num_steps):
+        params, state = step(params, state)
+        points.append(params)
+    return jnp.stack(points), state
+
+
+def test_momo_trains_on_a_loss_of_1e_minus_9_where_optax_0_2_8_stands_still():
+    stuck, _ = run_with_value(peer.momo(1e12), 1e-9, 100)
+    np.testing.assert_array_equal(stuck, [START] * 100)
+    points, _ = run_with_value(momo(math.inf), 1e-9, 100)
+    scaled, _ = run_with_value(momo(math.inf), 1.0, 100)
+    assert jnp.sum(points[-1] ** 2) < 1e-2
+    np.testing.assert_allclose(points, scaled, rtol=1e-3, atol=1e-4)
+
+
+def test_momo_adam_trains_on_a_loss_of_1e_minus_17_where_optax_0_2_8_stands_still():
+    stuck, _ = run_with_value(peer.momo_adam(0.1, eps=1e-30), 1e-17, 100)
+    np.testing.assert_array_equal(stuck, [START] * 100)
+    points, _ = run_with_value(momo_adam(0.1, eps=0.0), 1e-17, 100)
+    assert jnp.sum(points[-1] ** 2) < 0.1
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [(momo, peer.momo), (momo_adam, peer.momo_adam)],
+    ids=["momo", "momo_adam"],
+)
+def test_momo_divides_its_whole_step_by_decay_where_optax_0_2_8_forgets_a_part(
+    ours, theirs
+):
+    """With decay 1 and learning rate 1, the paper's `(x - τ d / D) / 2`, half of it."""
+
+    def first_step(opt):
+        points, state = run_with_value(opt, 1.0, 1)
+        return points[0] - START, state
+
+    step, state = first_step(ours(1.0, weight_decay=1.0))
+    direction = 2 * START if ours is momo else 0.1 * jnp.ones(3)
+    paper = (START - state.step_size * direction) / 2 - START
+    np.testing.assert_allclose(step, paper, rtol=1e-5)
+    other, _ = first_step(theirs(1.0, weight_decay=1.0))
+    forgotten = state.step_size * direction / 2
+    np.testing.assert_allclose(other, paper - forgotten, rtol=1e-5)
+
+
+def test_momo_learns_no_bound_of_a_zero_gradient_where_optax_0_2_8_takes_the_loss():
+    params = jnp.ones(3)
+
+    def bound(opt):
+        state = opt.init(params)
+        _, state = opt.update(jnp.zeros(3), state, params, value=jnp.float32(7.0))
+        return float(state.lb)
+
+    assert bound(peer.momo(adapt_lower_bound=True)) == 7.0
+    assert bound(momo(adapt_lower_bound=True)) == 0.0
+
+
+def test_momo_adam_compiles_linearly_where_optax_0_2_8_copies_sums_into_every_leaf():
+    def size(opt: Any, leaves: int) -> int:
+        params = {str(i): jax.ShapeDtypeStruct((4,), "float32") for i in range(leaves)}
+        state = jax.eval_shape(lambda: opt.init(jax.tree.map(_zeros, params)))
+        value = jax.ShapeDtypeStruct((), "float32")
+        update = jax.jit(lambda g, s, p, v: opt.update(g, s, p, value=v))
+        compiled: Any = update.lower(params, state, params, value).compile()
+        return compiled.as_text().count(" = ")
+
+    def growth(opt: Any) -> float:
+        return size(opt, 40) / size(opt, 4)
+
+    assert growth(peer.momo_adam()) > 12
+    assert growth(momo_adam()) < 10.5
+
+
+def _zeros(x: Any) -> Array:
+    return jnp.zeros(x.shape, x.dtype)
