@@ -9,6 +9,7 @@ COMMANDS = {
     "speed": "time of a step, ours and optax's interleaved",
     "memory": "bytes moved, temporary buffers and state, from the compiled step",
     "compile": "size of the compiled step and its growth with the number of leaves",
+    "train": "time of a whole training step, ours bucketed or not, and optax's",
     "atlas": "which transform obeys which law, ours and those of optax.contrib",
 }
 

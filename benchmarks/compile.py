@@ -22,6 +22,7 @@ MOST_GROWTH = 10.5
 def main(argv: list[str]) -> int:
     """Measures, prints, writes; 1 if `--check` finds more than it allows."""
     parser = report.parser("compile", "Size of the step.", tree="leaves:200")
+    report.add_bucketed(parser)
     parser.add_argument(
         "--check",
         action="store_true",
@@ -32,20 +33,25 @@ def main(argv: list[str]) -> int:
     large = report.shapes(parser, args)
     if not args.tree.startswith("leaves:") or len(large) % 10:
         parser.error("compile needs --tree leaves:N with N a multiple of 10")
-    rows = {name: _measure(name, RULES[name], large) for name in args.rules}
-    n = len(large)
+    rows = {
+        name: _measure(name, report.ours(name, args), RULES[name], large)
+        for name in args.rules
+    }
+    counts = [str(len(large) // 10), str(len(large))]
     report.print_table(
-        f"HLO instructions, {n} leaves of 64x16",
-        ["rule", str(n // 10), str(n), "growth", "peer", "ratio", "s", "peer s"],
+        f"HLO instructions, {report.described(args)}, of 64x16",
+        ["rule", *counts, "growth", "peer", "ratio", "s", "peer s", "ratio"],
         [_cells(name, row) for name, row in rows.items()],
     )
     report.write_json("compile", args, rows)
     return report.verdict(_failures(rows)) if args.check else 0
 
 
-def _measure(name: str, rule: Rule, large: trees.Shapes) -> dict[str, Any]:
+def _measure(
+    name: str, transform: Transform, rule: Rule, large: trees.Shapes
+) -> dict[str, Any]:
     report.progress(name)
-    ours = _size(rule.ours, rule, large)
+    ours = _size(transform, rule, large)
     peer = None if rule.peer is None else _size(rule.peer, rule, large)
     return {"ours": ours, "peer": peer}
 
@@ -78,6 +84,7 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
         report.number(report.ratio(ours["instructions"], count), 3),
         report.number(ours["seconds"]),
         report.number(peer.get("seconds")),
+        report.number(report.ratio(ours["seconds"], peer.get("seconds")), 3),
     ]
 
 

@@ -12,18 +12,14 @@ from typing import Any
 
 import jax
 
+from contrib_core import bucketed, Transform
+
 from . import rules, trees
 
 
 def parser(command: str, summary: str, *, tree: str) -> argparse.ArgumentParser:
-    """The arguments that all measurements take; `tree` is the default one."""
-    parser = argparse.ArgumentParser(f"python -m benchmarks {command}", None, summary)
-    parser.add_argument(
-        "--rules",
-        type=_rules,
-        default=list(rules.RULES),
-        help=f"which, separated by commas; by default all: {', '.join(rules.RULES)}",
-    )
+    """The arguments of a measurement of optimisers alone; `tree` is the default one."""
+    parser = plain_parser(command, summary, list(rules.RULES))
     parser.add_argument(
         "--tree",
         default=tree,
@@ -35,6 +31,21 @@ def parser(command: str, summary: str, *, tree: str) -> argparse.ArgumentParser:
         default=2**24,
         help="entries of the leaf of the tree `one`; default %(default)s",
     )
+    return parser
+
+
+def plain_parser(
+    command: str, summary: str, default: Sequence[str]
+) -> argparse.ArgumentParser:
+    """The arguments that all measurements take; `default` are the rules."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks {command}", None, summary)
+    parser.add_argument(
+        "--rules",
+        type=_rules,
+        default=list(default),
+        help=f"which, separated by commas, of: {', '.join(rules.RULES)}; "
+        f"default {'all' if len(default) == len(rules.RULES) else ','.join(default)}",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -42,6 +53,26 @@ def parser(command: str, summary: str, *, tree: str) -> argparse.ArgumentParser:
         help="JSON file, or folder to write it in; default %(default)s",
     )
     return parser
+
+
+def add_bucketed(parser: argparse.ArgumentParser) -> None:
+    """The argument that `ours` looks at."""
+    parser.add_argument(
+        "--bucketed",
+        action="store_true",
+        help="put our rules in contrib_core.bucketed; optax's stay as they are",
+    )
+
+
+def ours(name: str, args: argparse.Namespace) -> Transform:
+    """Our rule of this name, in the way that the command line wants it."""
+    rule = rules.RULES[name].ours
+    return bucketed(rule) if args.bucketed else rule
+
+
+def described(args: argparse.Namespace) -> str:
+    """The tree of the command line, and what is done to it, for a title."""
+    return args.tree + (", ours bucketed" if args.bucketed else "")
 
 
 def _rules(names: str) -> list[str]:
@@ -104,17 +135,28 @@ def _print_plain(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
         print("  ".join((row[0].ljust(widths[0]), *list(cells)[1:])))
 
 
-def write_json(command: str, args: argparse.Namespace, rows: dict[str, Any]) -> Path:
-    """Writes the figures, and what they were measured on; prints and returns where."""
+def write_json(
+    command: str,
+    args: argparse.Namespace,
+    rows: dict[str, Any],
+    shapes: trees.Shapes | None = None,
+) -> Path:
+    """Writes the figures, and what they were measured on; prints and returns where.
+
+    The parameters have the `shapes`, by default those of `args.tree`.
+    """
+    is_bucketed = getattr(args, "bucketed", False)
     path = args.out
     if path.suffix != ".json":
-        path = path / f"{command}-{args.tree.replace(':', '-')}.json"
+        name = f"{command}-{args.tree.replace(':', '-')}"
+        path = path / f"{name}{'-bucketed' if is_bucketed else ''}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = trees.number_of_entries(trees.shapes(args.tree, args.size))
+    shapes = shapes or trees.shapes(args.tree, args.size)
     report = {
         "command": command,
         "tree": args.tree,
-        "parameters": entries,
+        "parameters": trees.number_of_entries(shapes),
+        "bucketed": is_bucketed,
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},

@@ -20,9 +20,12 @@ from contrib_algos import (
     prodigy,
     sgd,
 )
-from contrib_core import Transform
+from contrib_core import chain, Transform
 from contrib_wrappers import (
+    average,
     master_weights,
+    mechanize,
+    sam,
     schedule_free,
     schedule_free_adamw,
     schedule_free_sgd,
@@ -105,6 +108,21 @@ RULES = {
     "schedule_free_adamw": Rule(
         schedule_free_adamw(LR), contrib.schedule_free_adamw(LR), "g v x z > v x z"
     ),
+    "mechanize_sgd": Rule(
+        mechanize(sgd(LR)), contrib.mechanize(optax.sgd(LR)), "g x x0 > ; g x x0 > x"
+    ),
+    "mechanize_adam": Rule(
+        mechanize(adam(LR)),
+        contrib.mechanize(optax.adam(LR)),
+        "g x x0 > ; g x x0 m v > x m v",
+    ),
+    # One compiled step may be of the adversary, which waits for the norm, or not.
+    "sam": Rule(
+        sam(sgd(LR), chain(normalize(), sgd(0.05))),
+        contrib.sam(optax.sgd(LR), optax.chain(contrib.normalize(), optax.sgd(0.05))),
+        "g > ; g x cache > x cache",
+    ),
+    "average": Rule(average(sgd(LR)), None, "g x a > x a"),
     "split": Rule(
         split_real_and_imaginary(adam(LR)),
         contrib.split_real_and_imaginary(optax.adam(LR)),

@@ -5,10 +5,11 @@ turn, ratios are of times of the same round, and medians over the rounds are rep
 Every second round goes backwards, since what went before decides what is in the cache.
 """
 
+import argparse
 import itertools as it
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,19 +31,17 @@ SECONDS_A_TURN = 0.05
 def main(argv: list[str]) -> int:
     """Measures, prints, writes."""
     parser = report.parser("speed", "Time of a step, ours and optax's.", tree="one")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=15,
-        help="turns that each contender takes; default %(default)s",
-    )
+    report.add_bucketed(parser)
+    add_rounds(parser)
     args = parser.parse_args(argv)
     shapes = report.shapes(parser, args)
     rows = {
-        name: _measure(name, RULES[name], shapes, args.rounds) for name in args.rules
+        name: _measure(name, report.ours(name, args), RULES[name], shapes, args.rounds)
+        for name in args.rules
     }
     report.print_table(
-        f"Time of a step, tree {args.tree}: medians of {args.rounds} rounds",
+        f"Time of a step, tree {report.described(args)}: medians of {args.rounds} "
+        "rounds",
         [
             "rule",
             "floor",
@@ -65,19 +64,25 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def add_rounds(parser: argparse.ArgumentParser) -> None:
+    """The argument that says how often each contender takes its turn."""
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        help="turns that each contender takes; default %(default)s",
+    )
+
+
 def _measure(
-    name: str, rule: Rule, shapes: trees.Shapes, rounds: int
+    name: str, transform: Transform, rule: Rule, shapes: trees.Shapes, rounds: int
 ) -> dict[str, Any]:
     report.progress(name)
-    turns = {"ours": _contender(rule.ours, shapes, rule.dtype)}
+    turns = {"ours": _contender(transform, shapes, rule.dtype)}
     if rule.peer is not None:
         turns["peer"] = _contender(rule.peer, shapes, rule.dtype)
     turns["adam"] = _contender(optax.adam(LR), shapes, "float32")
-    times: dict[str, list[float]] = {who: [] for who in turns}
-    forth = list(turns)
-    for _, order in zip(range(rounds), it.cycle([forth, forth[::-1]]), strict=False):
-        for who in order:
-            times[who].append(turns[who]())
+    times = interleaved(turns, rounds)
     size = bytes_of(trees.abstract(shapes, rule.dtype))
     peer = times.get("peer")
     seconds = statistics.median(times["ours"])
@@ -85,11 +90,23 @@ def _measure(
         "floor": rule.floor,
         "seconds": seconds,
         "peer_seconds": peer and statistics.median(peer),
-        "ratio": peer and _ratio(times["ours"], peer),
-        "to_adam": _ratio(times["ours"], times["adam"]),
-        "peer_to_adam": peer and _ratio(peer, times["adam"]),
+        "ratio": peer and spread(times["ours"], peer),
+        "to_adam": spread(times["ours"], times["adam"]),
+        "peer_to_adam": peer and spread(peer, times["adam"]),
         "bytes_per_second": rule.floor * size / seconds,
     }
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """What each contender returned in each round."""
+    times: dict[str, list[float]] = {who: [] for who in turns}
+    forth = list(turns)
+    for _, order in zip(range(rounds), it.cycle([forth, forth[::-1]]), strict=False):
+        for who in order:
+            times[who].append(turns[who]())
+    return times
 
 
 def _contender(
@@ -104,12 +121,22 @@ def _contender(
     signs = it.cycle([grads, jax.tree.map(jnp.negative, grads)])
     step = jitted(transform)
 
-    def take(steps: int) -> float:
+    def run(steps: int) -> PyTree:
         nonlocal params, state
-        start = time.perf_counter()
         for grads in it.islice(signs, steps):
             params, state = step(params, state, grads)
-        _wait_for((params, state))
+        return params, state
+
+    return turn(run)
+
+
+def turn(run: Callable[[int], PyTree]) -> Callable[[], float]:
+    """A function that takes as many steps as make a turn, by `run`, which returns what
+    to wait for; and that returns the mean seconds of one."""
+
+    def take(steps: int) -> float:
+        start = time.perf_counter()
+        _wait_for(run(steps))
         return (time.perf_counter() - start) / steps
 
     take(2)  # Compiles; twice, where the first state is weakly typed.
@@ -121,7 +148,8 @@ def _wait_for(x: PyTree) -> None:
     jax.block_until_ready(x)
 
 
-def _ratio(ours: list[float], peer: list[float]) -> dict[str, float]:
+def spread(ours: list[float], peer: list[float]) -> dict[str, float]:
+    """The median and the quartiles of the ratios of times of the same round."""
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     low, median, high = (
         statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios

@@ -1,10 +1,10 @@
 """A whole optimisation step, and what its compiled form says about it."""
 
+import inspect
 import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.stages import Compiled
 from jaxtyping import PyTree
@@ -15,16 +15,22 @@ from contrib_core import Transform
 def jitted(transform: Transform) -> Any:
     """`(params, state, grads) -> (params, state)`, in place where XLA finds a way."""
 
-    if isinstance(transform, optax.GradientTransformation):
-        transform = optax.with_extra_args_support(transform)
-
     def step(params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
-        # A loss, for rules that need one; not a constant, which would be folded.
-        value = jnp.real(jax.tree.leaves(grads)[0]).ravel()[0].astype("float32")
-        updates, state = transform.update(grads, state, params, value=value)
+        extra = {}
+        if _takes_value(transform):
+            # Not a constant, which would be folded.
+            extra["value"] = jax.tree.leaves(grads)[0].ravel()[0].astype("float32")
+        updates, state = transform.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     return jax.jit(step, donate_argnums=(0, 1))
+
+
+def _takes_value(transform: Transform) -> bool:
+    """Whether it needs the loss, or names it as optax's that need it do."""
+    needs = getattr(transform, "needs", None)
+    named = inspect.signature(transform.update).parameters
+    return "value" in (named if needs is None else needs)
 
 
 def state_like(transform: Transform, params: PyTree) -> PyTree:

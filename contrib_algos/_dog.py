@@ -15,14 +15,16 @@ from contrib_core import (
     Flag,
     free_of,
     ISOMETRIES,
+    layerwise,
     P,
     RealLike,
     RealOrSchedule,
     Scalar,
-    scale,
     Tree,
     tree,
 )
+
+from ._recipe import factor
 
 
 class DoGState(AbstractState[P]):
@@ -71,8 +73,8 @@ class DoG(AbstractTransform[DoGState[Tree]]):
     - Statistics are float32 or wider whatever the parameters are. First steps are of
         relative size 1e-6, below the resolution of bfloat16 and float16: wrap DoG in
         `contrib_wrappers.master_weights` to train parameters of these dtypes.
-    - The authors evaluate a polynomial-decay average of the iterates (their section 4);
-        here that is left to the training loop.
+    - The authors evaluate a polynomial-decay average of the iterates (their section
+        4), which is `contrib_wrappers.average(dog())`.
     """
 
     reps_rel: RealLike = 1e-6
@@ -147,6 +149,8 @@ def dog(
     init_learning_rate: RealLike | None = None,
     weight_decay: RealLike | None = None,
     mask: Any = None,
+    *,
+    layer_wise: bool = False,
 ) -> AbstractTransform:
     """[`contrib_algos.DoG`][] with weight decay before it and a learning rate behind.
 
@@ -156,6 +160,8 @@ def dog(
     - `reps_rel`, `eps`, `init_learning_rate`: as for [`contrib_algos.DoG`][].
     - `weight_decay`: `weight_decay * params` is added to the gradients.
     - `mask`: which leaves decay, as for [`contrib_core.masked`][].
+    - `layer_wise`: whether each leaf has a distance and a step size of its own, which
+        is the authors' LDoG, by [`contrib_core.layerwise`][].
 
     !!! example
 
@@ -174,11 +180,9 @@ def dog(
 
         ```
     """
-    decay = [] if weight_decay is None else [add_decayed_weights(weight_decay, mask)]
-    rate = [] if _is_one(learning_rate) else [scale(learning_rate)]
     rule = DoG(reps_rel, eps, init_learning_rate)
-    return chain(*decay, rule, *rate)
-
-
-def _is_one(factor: RealOrSchedule) -> bool:
-    return isinstance(factor, int | float) and factor == 1
+    return chain(
+        add_decayed_weights(weight_decay, mask),
+        layerwise(rule) if layer_wise else rule,
+        factor(learning_rate),
+    )

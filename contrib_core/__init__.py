@@ -2,6 +2,11 @@
 
 from . import tree as tree
 from ._boundary import in_precision as in_precision
+from ._bucketed import (
+    Bucketed as Bucketed,
+    bucketed as bucketed,
+    BucketedState as BucketedState,
+)
 from ._checks import (
     check_at_least_one as check_at_least_one,
     check_fraction as check_fraction,
@@ -26,6 +31,12 @@ from ._coordinates import (
     Masked as Masked,
     masked as masked,
     MaskedState as MaskedState,
+)
+from ._layerwise import (
+    Layerwise as Layerwise,
+    layerwise as layerwise,
+    LayerwiseState as LayerwiseState,
+    LeafState as LeafState,
 )
 from ._optax import (
     as_transform as as_transform,

@@ -1,10 +1,26 @@
 """Transforms around transforms."""
 
+from ._average import (
+    Average as Average,
+    average as average,
+    AverageState as AverageState,
+    Exponential as Exponential,
+    exponential as exponential,
+    polynomial_decay as polynomial_decay,
+    PolynomialDecay as PolynomialDecay,
+    uniform as uniform,
+)
 from ._master_weights import (
     master_weights as master_weights,
     MasterWeights as MasterWeights,
     MasterWeightsState as MasterWeightsState,
 )
+from ._mechanize import (
+    MechanicState as MechanicState,
+    Mechanize as Mechanize,
+    mechanize as mechanize,
+)
+from ._sam import SAM as SAM, sam as sam, SAMState as SAMState
 from ._schedule_free import (
     schedule_free as schedule_free,
     schedule_free_adamw as schedule_free_adamw,

@@ -83,9 +83,11 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     - `base_at`: the parameters that the base optimizer is shown, for weight decay or
         distances: "y", where the gradients are taken, or "z", which its own updates
         have moved. DoG wants "z": y follows only slowly, and so would its distance.
+        COCOB and Mechanic need it.
 
     **Raises:** `ValueError` for `b1` outside [0, 1), for a negative `learning_rate` or
-    `weight_lr_power`, and for `base_at="z"` around a base that needs `value`.
+    `weight_lr_power`, for `base_at="z"` around a base that needs `value`, and for "y"
+    around one that recovers points of its own from the parameters.
 
     **Differences from optax.contrib:**
 
@@ -105,16 +107,24 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     def __post_init__(self):
         check_fraction(self, "b1")
         check_nonnegative(self, "learning_rate", "weight_lr_power")
-        if self.base_at == "z" and "value" in self.base_optimizer.needs:
+        base = as_transform(self.base_optimizer)  # Converted only after this.
+        if self.base_at == "z" and "value" in base.needs:
             raise ValueError(
                 'ScheduleFree: with base_at="z" the base optimizer is shown z, but the '
                 'value is that at y. For a base that needs `value`, say base_at="y".'
             )
+        if self.base_at == "y" and "iterates" in base.needs:
+            raise ValueError(
+                f"ScheduleFree: {type(base).__name__} recovers points "
+                "of its own from parameters that it alone has moved. These are z, and "
+                'not y: say base_at="z".'
+            )
 
     @property
     def needs(self) -> frozenset[str]:
-        """The parameters, and what the base optimizer needs."""
-        return self.base_optimizer.needs | {"params"}
+        """The parameters, to be where it has put them, for the average is recovered
+        from them; and what the base optimizer needs."""
+        return self.base_optimizer.needs | {"params", "iterates"}
 
     @property
     def laws(self) -> frozenset[str]:

@@ -53,6 +53,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_addoption(parser: pytest.Parser):
+    parser.addoption(
+        "--matrix",
+        action="store_true",
+        help="check the whole contract over every transform, in twice the time",
+    )
+
+
 @pytest.fixture
 def x64():
     """64-bit types, for tests in double precision."""

@@ -1,5 +1,6 @@
 """What single rules and wrappers promise beyond the contract that all of them keep."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +17,16 @@ from contrib_algos import (
     Adam,
     adam,
     adamw,
+    cocob,
+    dadapt_adamw,
     DoG,
     dog,
+    dowg,
     Lion,
     lion,
     Momentum,
+    momo,
+    momo_adam,
     normalize,
     Prodigy,
     prodigy,
@@ -38,10 +44,14 @@ from contrib_core import (
     scale,
     scale_by_learning_rate,
     to_optax,
+    tree,
 )
 from contrib_wrappers import (
+    average,
     master_weights,
+    mechanize,
     RealAndImaginary,
+    sam,
     schedule_free,
     schedule_free_adamw,
     schedule_free_eval_params,
@@ -53,11 +63,13 @@ from contrib_wrappers import (
 def descend(
     opt: Any, params: Any, grads: Callable[[Any, Array], Any], num_steps: int
 ) -> tuple[Any, Any]:
-    """Parameters and states after each step, on a leading axis; one compilation."""
+    """Parameters and states after each step, on a leading axis; one compilation. The
+    loss is that of which gradients are twice the parameters."""
 
     def step(carry, i):
         params, state = carry
-        updates, state = opt.update(grads(params, i), state, params)
+        g = grads(params, i)
+        updates, state = opt.update(g, state, params, value=tree.sq_norm(g) / 4)
         carry = apply_updates(params, updates), state
         return carry, carry
 
@@ -86,13 +98,20 @@ def its_gradient(x: Array, i: Array) -> Array:
 
 EXAMPLES = [
     (dog(), [13.999965, 13.999939, 13.999904, 13.999857, 13.999793], 5e-7),
+    (dowg(), [13.925367, 13.872763, 13.775433, 13.596172, 13.268837], 1e-6),
+    (momo(), [3.5, 3.3182133, 3.1418587, 2.9713084, 2.8068557], 5e-8),
+    (momo_adam(), [13.8803, 13.761216, 13.642758, 13.524937, 13.407762], 1e-6),
     (schedule_free_sgd(), [14.0, 0.0, 0.996, 0.806, 0.241], 5e-4),
     (schedule_free_adamw(1.0), [5.00, 3.05, 1.73, 0.894, 0.413], 5e-3),
 ]
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("opt, expected, atol", EXAMPLES, ids=["dog", "sgd", "adamw"])
+@pytest.mark.parametrize(
+    "opt, expected, atol",
+    EXAMPLES,
+    ids=["dog", "dowg", "momo", "momo_adam", "sgd", "adamw"],
+)
 def test_losses_of_the_manual(opt, expected, atol):
     params, states = descend(opt, jnp.array([1.0, 2.0, 3.0]), its_gradient, 5)
     evaluated = jax.vmap(opt.eval_params)(states, params)
@@ -118,8 +137,26 @@ def null_then(rate: float) -> Callable[[Any], Array]:
         lambda rate=1.0: dog(rate, eps=0.0),
         prodigy,
         lambda rate=1.0: prodigy(rate, safeguard_warmup=True, growth_rate=2.0),
+        lambda rate=1.0: dowg(rate, init_estim_sq_dist=1e-4, eps=0.0),
+        dadapt_adamw,
+        lambda rate=1.0: dadapt_adamw(rate, eps=0.0, use_bias_correction=False),
+        lambda rate=1.0: cocob(rate, eps=0.0),
+        lambda rate=0.1: momo(rate, adapt_lower_bound=True),
+        lambda rate=0.1: momo_adam(rate, eps=0.0, adapt_lower_bound=True),
     ],
-    ids=["dog", "dog-init_learning_rate", "dog-eps-0", "prodigy", "prodigy-options"],
+    ids=[
+        "dog",
+        "dog-init_learning_rate",
+        "dog-eps-0",
+        "prodigy",
+        "prodigy-options",
+        "dowg-eps-0",
+        "dadapt_adamw",
+        "dadapt_adamw-options",
+        "cocob-eps-0",
+        "momo",
+        "momo_adam",
+    ],
 )
 @pytest.mark.parametrize("null", ["gradient", "learning_rate"])
 def test_null_first_steps_only_delay_training(make, null):
@@ -174,7 +211,15 @@ TRANSFORMS: dict[str, AbstractTransform] = {
     "lion": lion(0.1),
     "dog": dog(weight_decay=0.1),
     "dog-init_learning_rate": dog(init_learning_rate=0.1),
+    "dowg": dowg(),
     "prodigy": prodigy(growth_rate=2.0),
+    "dadapt_adamw": dadapt_adamw(weight_decay=0.1),
+    "cocob": cocob(),
+    "momo": momo(weight_decay=0.1, adapt_lower_bound=True),
+    "momo_adam": momo_adam(weight_decay=0.1, adapt_lower_bound=True),
+    "mechanize": mechanize(adam(1.0)),
+    "sam": sam(prodigy(), chain(normalize(), sgd(0.05))),
+    "average": average(dog()),
     "schedule_free": schedule_free(sgd(0.1), 0.1, state_dtype=None),
     "schedule_free_sgd": schedule_free_sgd(warmup_steps=3),
     "schedule_free_adamw": schedule_free_adamw(weight_decay=0.1),
@@ -190,11 +235,11 @@ def test_scalars_of_16_bit_parameters_are_float32(name, dtype):
     opt = TRANSFORMS[name]
     params = {"a": jnp.ones(3, dtype), "b": jnp.ones((2, 2), dtype)}
     state = opt.init(params)
-    _, new_state = opt.update(params, state, params)
+    _, new_state = opt.update(params, state, params, value=1.0)
     scalars = [x for x in jax.tree.leaves((state, new_state)) if x.ndim == 0]
     dtypes = {str(x.dtype) for x in scalars}
     assert dtypes <= {"float32", "int32", "bool"}
-    assert "float32" in dtypes or name in ("sgd", "adam", "adamw", "lion")
+    assert "float32" in dtypes or name in ("sgd", "adam", "adamw", "lion", "cocob")
 
 
 def test_sum_of_squares_of_3000_unit_steps_in_bfloat16():
@@ -571,6 +616,22 @@ OUT_OF_RANGE: list[tuple[Callable[..., Any], str, float]] = [
     (DoG, "reps_rel", -1e-6),
     (DoG, "eps", -1e-8),
     (DoG, "init_learning_rate", 0.0),
+    (dowg, "init_estim_sq_dist", 0.0),
+    (dowg, "eps", -1.0),
+    (cocob, "alpha", -1.0),
+    (cocob, "eps", -1.0),
+    (dadapt_adamw, "eps", -1.0),
+    (dadapt_adamw, "estim_lr0", 0.0),
+    (dadapt_adamw, "weight_decay", -0.1),
+    (dadapt_adamw, "learning_rate", -1.0),
+    (momo, "beta", 1.0),
+    (momo, "learning_rate", -1.0),
+    (momo, "weight_decay", -0.1),
+    (momo_adam, "b1", 1.0),
+    (momo_adam, "b2", -0.5),
+    (momo_adam, "eps", -1.0),
+    (momo_adam, "learning_rate", -1.0),
+    (momo_adam, "weight_decay", -0.1),
     (Prodigy, "learning_rate", -1.0),
     (Prodigy, "beta3", 1.0),
     (Prodigy, "eps", -1.0),
@@ -611,10 +672,22 @@ def test_arrays_out_of_range_are_refused_when_they_are_known(case):
     @eqx.filter_jit
     def step(value):
         opt = make_with(make, name, value)
-        return opt.update(params, opt.init(params), params)
+        return opt.update(params, opt.init(params), params, value=1.0)
 
     with pytest.raises(RuntimeError, match=f"`{name}` must be"):
         jax.block_until_ready(step(jnp.asarray(value)))
+
+
+def test_dowg_is_not_left_without_a_first_guess():
+    with pytest.raises(ValueError, match=r"DoWG\(init_estim_sq_dist=1e-4, eps=0\)"):
+        dowg(eps=0.0)
+
+
+def test_a_polyak_step_without_a_learning_rate_has_none_to_decay_by():
+    for rule in (momo, momo_adam):
+        with pytest.raises(ValueError, match="must then be finite"):
+            rule(math.inf, weight_decay=0.1)
+        rule(math.inf, weight_decay=0.0)
 
 
 def test_pairs_of_decay_rates_are_checked_one_by_one():
@@ -670,6 +743,54 @@ HYPERPARAMETERS = {
             "weight_decay": 0.25,
             "growth_rate": 2.0,  # Above 1 also where the tests scale it.
         },
+    ),
+    "dowg": (
+        dowg,
+        {
+            "learning_rate": 0.5,
+            "init_estim_sq_dist": 0.125,
+            "eps": 0.25,
+            "weight_decay": 0.25,
+        },
+    ),
+    "dadapt_adamw": (
+        lambda b1, b2, **kw: dadapt_adamw(betas=(b1, b2), **kw),
+        {
+            "learning_rate": 0.5,
+            "b1": 0.75,
+            "b2": 0.875,
+            "eps": 0.125,
+            "estim_lr0": 0.125,
+            "weight_decay": 0.25,
+        },
+    ),
+    "cocob": (
+        cocob,
+        {"learning_rate": 0.5, "alpha": 4.0, "eps": 0.25, "weight_decay": 0.25},
+    ),
+    "momo": (
+        lambda **kw: momo(adapt_lower_bound=True, **kw),
+        {
+            "learning_rate": 0.5,
+            "beta": 0.75,
+            "lower_bound": 0.125,
+            "weight_decay": 0.25,
+        },
+    ),
+    "momo_adam": (
+        momo_adam,
+        {
+            "learning_rate": 0.5,
+            "b1": 0.75,
+            "b2": 0.875,
+            "eps": 0.125,
+            "lower_bound": 0.125,
+            "weight_decay": 0.25,
+        },
+    ),
+    "mechanize": (
+        lambda **kw: mechanize(sgd(1.0), **kw),
+        {"weight_decay": 0.25, "eps": 0.125, "s_init": 0.125},
     ),
     "prodigy-beta3": (
         lambda b2: prodigy(betas=(0.5, b2), estim_lr0=0.125),
@@ -897,7 +1018,8 @@ def test_schedule_free_at_z_refuses_a_base_that_needs_the_value():
         def step(self, grads, state, params, extra):
             return grads, None
 
-    assert schedule_free(NeedsValue(), 0.1).needs == {"params", "value"}
+    needs = schedule_free(NeedsValue(), 0.1).needs
+    assert needs == {"params", "iterates", "value"}
     with pytest.raises(ValueError, match='base_at="y"'):
         schedule_free(NeedsValue(), 0.1, base_at="z")
 

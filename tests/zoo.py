@@ -4,6 +4,7 @@ To try a new rule, add a line to `RULES`: it is then checked by itself, inside o
 wrapper, for all that the project guarantees and all that the rule claims.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,14 @@ import readme
 from contrib_algos import (
     adam,
     adamw,
+    cocob,
+    dadapt_adamw,
     dog,
+    dowg,
     lion,
     Momentum,
+    momo,
+    momo_adam,
     normalize,
     prodigy,
     RMS,
@@ -28,19 +34,26 @@ from contrib_core import (
     AbstractTransform,
     add_decayed_weights,
     as_transform,
+    bucketed,
     chain,
     ENTRYWISE,
     ISOMETRIES,
+    layerwise,
     masked,
     scale,
     scale_by_learning_rate,
 )
 from contrib_wrappers import (
+    average,
+    exponential,
     master_weights,
+    mechanize,
+    sam,
     schedule_free,
     schedule_free_adamw,
     schedule_free_sgd,
     split_real_and_imaginary,
+    uniform,
 )
 
 
@@ -68,6 +81,8 @@ class Entry:
 # Squares of 1e30 are infinite in float32; zeros are on every device under jit on
 # automatic axes; statistics are as narrow as the parameters.
 OPTAX = frozenset({"C5", "C8", "C9"})
+
+LINEAR = OPTAX - {"C5"}
 
 DOG = frozenset({"bounded_growth", "initial_guess"})
 
@@ -99,23 +114,56 @@ RULES: dict[str, Entry] = {
     "adam": Entry(adam(0.1)),
     "lion": Entry(lion(0.03)),
     "dog": Entry(dog()),
+    "dowg": Entry(dowg()),
     "prodigy": Entry(prodigy()),
+    "dadapt_adamw": Entry(dadapt_adamw()),
+    "cocob": Entry(cocob()),
+    "momo": Entry(momo()),
+    "momo_adam": Entry(momo_adam()),
     "sps": Entry(readme.rule()),
+    "optax_sgd": Entry(
+        as_transform(optax.sgd(0.1)),
+        more=ISOMETRIES,  # It has no state.
+    ),
     "optax_adam": Entry(as_transform(optax.adam(0.1)), more=ENTRYWISE, fails=OPTAX),
+    # It needs the parameters, and cannot say so.
+    "optax_lion": Entry(
+        as_transform(optax.lion(0.03, weight_decay=0.0)),
+        more=ENTRYWISE | {"gradient_scale"},
+        fails=LINEAR | {"C6"},
+    ),
 }
 
-# What is put around every rule, and around every other wrapper. With `base_at="z"`, the
-# base optimizer sees the parameters that its own updates have moved: so DoG does not
-# wait for their average to move too. Rules that need the value need it at y.
+
+def _schedule_free(inner: AbstractTransform) -> AbstractTransform:
+    """With `base_at="z"`, the base optimizer sees the parameters that its own updates
+    have moved: so DoG does not wait for their average to move too. Rules that need the
+    value need it at y."""
+    base_at = "y" if "value" in as_transform(inner).needs else "z"
+    return schedule_free(inner, 0.1, base_at=base_at)
+
+
+# What is put around every rule, and around every other wrapper.
 WRAPPERS: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
-    "schedule_free": lambda inner: schedule_free(
-        inner, 0.1, base_at="y" if "value" in as_transform(inner).needs else "z"
-    ),
+    "schedule_free": _schedule_free,
+    "mechanize": mechanize,
+    "sam": lambda inner: sam(inner, chain(normalize(), sgd(0.05))),
+    "average": average,
     "split": split_real_and_imaginary,
     "masked": lambda inner: chain(masked(inner, matrices), masked(sgd(0.1), others)),
     "master_weights": master_weights,
     "chain": lambda inner: chain(inner, scale(1.0)),
 }
+
+# Of these, the inner transform recovers points of its own from the parameters, which
+# the wrapper rescales, or needs the loss where the wrapper does not show it.
+REFUSED = [
+    "mechanize(cocob)",
+    "mechanize(schedule_free(momentum))",
+    "mechanize(mechanize(momentum))",
+    "mechanize(sam(momentum))",
+    "mechanize(average(momentum))",
+]
 
 VARIANTS: dict[str, Entry] = {
     "sgd_warmup": Entry(sgd(tenth_from_zero)),
@@ -132,10 +180,40 @@ VARIANTS: dict[str, Entry] = {
         dog(from_zero, init_learning_rate=1e-3), more=frozenset({"initial_guess"})
     ),
     "dog_decay": Entry(dog(from_zero, weight_decay=1e-3, mask=matrices), more=DOG),
+    "dowg_eps_0": Entry(dowg(init_estim_sq_dist=1e-6, eps=0.0)),
+    "dowg_decay": Entry(dowg(from_zero, weight_decay=1e-3, mask=matrices), more=DOG),
     "prodigy_eps_0": Entry(prodigy(eps=0.0)),
     "prodigy_decay": Entry(prodigy(weight_decay=1e-3, beta3=0.99)),
     "prodigy_growth": Entry(prodigy(growth_rate=1.5)),
     "prodigy_warmup": Entry(prodigy(from_zero)),
+    "dadapt_eps_0": Entry(dadapt_adamw(eps=0.0)),
+    "dadapt_decay": Entry(dadapt_adamw(weight_decay=1e-3, betas=(0.8, 0.99))),
+    "dadapt_warmup": Entry(dadapt_adamw(from_zero, use_bias_correction=False)),
+    "cocob_decay": Entry(cocob(from_zero, weight_decay=1e-3, mask=matrices)),
+    "cocob_eps_0": Entry(cocob(eps=0.0)),
+    "momo_polyak": Entry(momo(math.inf)),
+    "momo_adapt": Entry(
+        momo(from_zero, weight_decay=0.1, lower_bound=-1.0, adapt_lower_bound=True)
+    ),
+    "momo_adam_polyak": Entry(momo_adam(math.inf, eps=0.0)),
+    "momo_adam_adapt": Entry(
+        momo_adam(0.1, weight_decay=0.1, lower_bound=-1.0, adapt_lower_bound=True)
+    ),
+    "mechanize_adam": Entry(mechanize(adam(1.0), weight_decay=0.0)),
+    "mechanize_delta": Entry(mechanize(sgd(1.0, momentum=0.9), store_delta=True)),
+    "average_uniform": Entry(average(dog(), uniform())),
+    "average_exponential": Entry(average(adam(0.1), exponential(0.9))),
+    "dog_layer_wise": Entry(dog(layer_wise=True)),
+    "layerwise": Entry(
+        layerwise(sgd(0.1, momentum=0.9)), more=ISOMETRIES | {"neutral"}
+    ),
+    "bucketed": Entry(bucketed(adam(0.1), leaves=3, max_size=6)),
+    "sam_opaque": Entry(
+        sam(adam(0.1), chain(normalize(), sgd(0.05)), sync_period=3, opaque_mode=True)
+    ),
+    "sam_adaptive": Entry(
+        sam(sgd(0.1), chain(normalize(), sgd(0.05)), adaptive=True, reset_state=False)
+    ),
     "schedule_free_y": Entry(schedule_free(adamw(0.1), 0.1)),
     "schedule_free_warmup": Entry(
         schedule_free(sgd(tenth_from_zero), tenth_from_zero, state_dtype=jnp.float32)
@@ -151,7 +229,7 @@ VARIANTS: dict[str, Entry] = {
     "optax_chain": Entry(
         as_transform(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, 0.9))),
         more=ISOMETRIES,
-        fails=OPTAX - {"C5"},  # It clips first.
+        fails=LINEAR,  # It clips first.
     ),
     "chain": Entry(chain(Momentum(), add_decayed_weights(0.01), scale(-0.1))),
     "master_dog_warmup": Entry(master_weights(dog(from_zero)), more=DOG),
@@ -163,27 +241,35 @@ VARIANTS: dict[str, Entry] = {
 }
 
 
-def _wrapped(wrapper: str, inner: str, entry: Entry) -> dict[str, Entry]:
-    return {
-        f"{wrapper}({inner})": Entry(
-            WRAPPERS[wrapper](entry.transform),
-            fails=entry.fails - ({"C9"} if wrapper == "master_weights" else set()),
-        )
-    }
+def _around(wrapper: str, inner: dict[str, Entry]) -> dict[str, Entry]:
+    """A wrapper around each of some transforms, but for those that it refuses."""
+    made = {}
+    for inner_name, entry in inner.items():
+        if (name := f"{wrapper}({inner_name})") not in REFUSED:
+            transform = WRAPPERS[wrapper](entry.transform)
+            healed = {"C9"} if wrapper == "master_weights" else set()
+            healed |= {"C6"} if "params" in transform.needs else set()
+            made[name] = Entry(transform, fails=entry.fails - healed)
+    return made
 
 
 ONCE: dict[str, Entry] = {}
 for _wrapper in WRAPPERS:
-    for _name, _entry in RULES.items():
-        ONCE |= _wrapped(_wrapper, _name, _entry)
+    ONCE |= _around(_wrapper, RULES)
 
+_AROUND_ONE = {k: entry for k, entry in ONCE.items() if k.endswith("(momentum)")}
 TWICE: dict[str, Entry] = {}
 for _wrapper in WRAPPERS:
-    for _inner in WRAPPERS:
-        _name = f"{_inner}(momentum)"
-        TWICE |= _wrapped(_wrapper, _name, ONCE[_name])
+    TWICE |= _around(_wrapper, _AROUND_ONE)
+
+# A sample: each is once the outermost, the middle and the inmost.
+THRICE: dict[str, Entry] = {}
+for _i, _wrapper in enumerate(WRAPPERS):
+    _middle, _inmost = (list(WRAPPERS)[_i - k] for k in (2, 5))
+    _name = f"{_middle}({_inmost}(momentum))"
+    THRICE |= _around(_wrapper, {_name: TWICE[_name]})
 
 # Each by itself, and what is generated from them.
 NAMED: dict[str, Entry] = RULES | VARIANTS
-GENERATED: dict[str, Entry] = ONCE | TWICE
+GENERATED: dict[str, Entry] = ONCE | TWICE | THRICE
 ZOO: dict[str, Entry] = NAMED | GENERATED

@@ -1,6 +1,7 @@
 """The picture of the demo: three panels, with names beside the lines."""
 
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from .train import Result
 # Okabe and Ito's colours, which the colour-blind tell apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 GREY = "#555555"  # Of what was tuned.
+DASHED = (0, (5, 1))  # Of untuned methods, once there are more than colours.
 WINDOW = 20  # Steps that losses are averaged over, for lines without noise.
 LINE_HEIGHT = 0.075  # Of a label, as a share of the panel.
 ACCURACIES = (0, 50, 80, 90, 95, 98, 99, 99.5)
@@ -42,41 +44,61 @@ def draw(results: list[Result], path: Path) -> None:
         labels = []
         for result in results:
             i = None if result.learning_rates else untuned.index(result.name)
-            colour = GREY if i is None else COLOURS[i % len(COLOURS)]
-            labels += [(*label, colour) for label in draw_line(axes, result, colour)]
+            style = _style(i)
+            labels += [
+                (*label, style["color"]) for label in draw_line(axes, result, style)
+            ]
         _write_labels(axes, labels)
     title = verdict(results) or "Networks that learn to read handwritten digits"
     figure.suptitle(title, fontsize=20, fontweight="bold")
     figure.savefig(path)
 
 
+Style: TypeAlias = dict[str, Any]
+Labels: TypeAlias = list[tuple[float, str]]
+
+
+def _style(i: int | None) -> Style:
+    """Of the line of the untuned method `i`, or of a tuned one."""
+    if i is None:
+        return {"color": GREY, "linewidth": 2.5}
+    turn, i = divmod(i, len(COLOURS))
+    return {
+        "color": COLOURS[i],
+        "linewidth": 2.5,
+        "linestyle": DASHED if turn else "-",
+    }
+
+
 # Each draws the line of a result, and returns its label with the height that it is for.
 
 
-def _draw_loss(axes: Axes, result: Result, colour: str) -> list[tuple[float, str]]:
+def _draw_loss(axes: Axes, result: Result, style: Style) -> Labels:
     loss = result.losses[result.best].mean(axis=0)
     parts = np.array_split(loss, max(1, len(loss) // WINDOW))
     means = [float(part.mean()) for part in parts]
     axes.set_yscale("log")
-    axes.plot(np.cumsum([len(x) for x in parts]), means, color=colour, linewidth=2.5)
+    axes.plot(np.cumsum([len(x) for x in parts]), means, **style)
     return [(means[-1], _at_best_rate(result))]
 
 
-def _draw_step_size(axes: Axes, result: Result, colour: str) -> list[tuple[float, str]]:
+def _draw_step_size(
+    axes: Axes, result: Result, style: Style
+) -> list[tuple[float, str]]:
     axes.set_yscale("log")
     steps = np.arange(1, result.losses.shape[-1] + 1)
     if result.best_rate is not None:
         best = np.full(len(steps), result.best_rate)
-        axes.plot(steps, best, color=colour, linestyle="--")
+        axes.plot(steps, best, **style | {"linestyle": "--", "linewidth": 1.5})
         return [(result.best_rate, _at_best_rate(result))]
     if result.step_sizes is None:
         return []
     sizes = result.step_sizes[0].mean(axis=0)
-    axes.plot(steps, sizes, color=colour, linewidth=2.5)
+    axes.plot(steps, sizes, **style)
     return [(float(sizes[-1]), result.name)]
 
 
-def _draw_accuracy(axes: Axes, result: Result, colour: str) -> list[tuple[float, str]]:
+def _draw_accuracy(axes: Axes, result: Result, style: Style) -> Labels:
     # Errors on a logarithmic scale, so that 98 and 99 % are as far apart as 80 and 90.
     axes.set_yscale("function", functions=(_to_height, _from_height))
     axes.yaxis.set_major_locator(ticker.FixedLocator(ACCURACIES))
@@ -87,9 +109,9 @@ def _draw_accuracy(axes: Axes, result: Result, colour: str) -> list[tuple[float,
     mean, spread = percent.mean(axis=1), percent.std(axis=1)
     if result.learning_rates:
         x = result.learning_rates
-        axes.errorbar(x, mean, spread, color=colour, marker="o", linewidth=2.5)
+        axes.errorbar(x, mean, spread, marker="o", **style)
     else:
-        axes.axhline(mean[0], color=colour, linewidth=2.5)
+        axes.axhline(mean[0], **style)
     return [(float(mean[-1]), result.name)]
 
 

@@ -49,17 +49,24 @@ def _guess(subject: Subject) -> tuple[str, Callable[[Any], Any]] | None:
     for name in subject.parameters:
         if name in subject.guesses:
             return name, lambda guess: as_transform(subject.make(**{name: guess}))
-    for path, _ in jtu.tree_leaves_with_path(subject.rule):
+    for path, _ in jtu.tree_leaves_with_path(subject.rule, is_leaf=_is_none):
         name = getattr(path[-1], "name", "")
         if name in subject.guesses:
 
             def with_guess(guess: Any, name: str = name) -> Any:
                 return jtu.tree_map_with_path(
-                    lambda path, x: guess if _ends_in(path, name) else x, subject.rule
+                    lambda path, x: guess if _ends_in(path, name) else x,
+                    subject.rule,
+                    is_leaf=_is_none,
                 )
 
             return name, with_guess
     return None
+
+
+def _is_none(x: Any) -> bool:
+    """What a guess is that another hyperparameter stands for."""
+    return x is None
 
 
 def _ends_in(path: tuple[Any, ...], name: str) -> bool:

@@ -82,15 +82,19 @@ def descends(start: Any, end: Any) -> bool:
 
 def extras(subject: Subject, grads: Any) -> dict[str, Any]:
     """What `update` takes besides gradients, state and parameters."""
-    leaves = jax.tree.leaves(eqx.filter(grads, eqx.is_inexact_array))
-    leaves = [jnp.asarray(x) for x in leaves]  # Which may be NumPy's.
+    # Which may be NumPy's.
+    leaves = [jnp.asarray(x) for x in jax.tree.leaves(_trainable(grads))]
     known = {
         # A loss that is finite, as the gradients are.
         "value": jnp.nan_to_num(tree.sq_norm(leaves) / 2),
-        "grad_fn": lambda params, *_: gradient(params),
+        "grad_fn": lambda params, *_: gradient(_trainable(params)),
         "key": jax.random.key(0),
     }
     return {name: known[name] for name in subject.takes}
+
+
+def _trainable(params: Any) -> Any:
+    return eqx.filter(params, eqx.is_inexact_array)
 
 
 def update(
@@ -116,13 +120,21 @@ def fit(
     subject: Subject, rule: Any, params: Any, steps: int, most: float = np.inf
 ) -> Any:
     """Parameters and state after `steps` from a fresh state, in one loop."""
+    return path(subject, rule, params, steps, most)[0]
 
-    def body(carry: Any, _: None) -> tuple[Any, None]:
+
+def path(
+    subject: Subject, rule: Any, params: Any, steps: int, most: float = np.inf
+) -> Any:
+    """That, and the parameters after each step."""
+
+    def body(carry: Any, _: None) -> tuple[Any, Any]:
         params, state = carry
         updates, state = update(subject, gradient(params), state, params, rule=rule)
-        return (moved(params, updates, most), state), None
+        params = moved(params, updates, most)
+        return (params, state), params
 
-    return lax.scan(body, (params, rule.init(params)), length=steps)[0]
+    return lax.scan(body, (params, rule.init(params)), length=steps)
 
 
 def moved(params: Any, updates: Any, most: float) -> Any:

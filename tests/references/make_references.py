@@ -3,7 +3,8 @@
 The committed `references.json` was made on CPU with Python 3.11 and
 
     torch==2.13.0 numpy==2.4.6
-    dog-optimizer==1.0.3 prodigyopt==1.1.2 schedulefree==1.4.1
+    dadaptation==3.2 dog-optimizer==1.0.3 dowg==0.2.0 momo-opt==0.1.0
+    parameterfree==0.0.1 prodigyopt==1.1.2 schedulefree==1.4.1
 
 by running, from the root of the repository,
 
@@ -11,7 +12,19 @@ by running, from the root of the repository,
 
 The tests need none of them but NumPy. Every run takes 160 steps in float64;
 kept are the first 8 steps, where initialisation, count offsets and warm-up show, and
-every 16th, where accumulated differences do.
+every 16th, where accumulated differences do. Made on another processor, for which NumPy
+has other exponentials and matrix products, they differ in the last bits: by 1e-12 of
+the distance travelled, and 1e-11 where D-Adaptation amplifies them.
+
+Mechanic is missing. Its authors ran the experiments of their paper in JAX, which is the
+code in optax; their PyTorch code (mechanic-pytorch 0.0.1) is another rule, which no
+option of it turns into that one. In the notation of `contrib_wrappers.Mechanize`, it
+
+- uses h as it is, where optax clips it to the largest |h| before: the first one that is
+  not 0 becomes 1e-8;
+- forgets losses, r = max(r, 0), where optax lets r become negative;
+- starts with m = 1e-6 and adds no eps to it, where optax starts with m = 0;
+- takes x and ||x|| of its decay behind the step of the base optimiser, not before it.
 """
 
 import contextlib
@@ -25,12 +38,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from dog import DoG
-from problems import NUM_STEPS, Problem, PROBLEMS, ravel, table, unravel
+from dadaptation import DAdaptAdam
+from dog import DoG, LDoG, PolynomialDecayAverager
+from dowg import ScalarDoWG
+from momo import Momo, MomoAdam
+from parameterfree import COCOB
+from problems import NUM_STEPS, Problem, PROBLEMS, ravel, SHAPES, table, unravel
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
 
 
+PACKAGES = (
+    "torch",
+    "numpy",
+    "dadaptation",
+    "dog-optimizer",
+    "dowg",
+    "momo-opt",
+    "parameterfree",
+    "prodigyopt",
+    "schedulefree",
+)
 STEPS = [*range(1, 9), *range(16, NUM_STEPS + 1, 16)]
 
 # rule -> name of the configuration -> arguments of our function; a learning rate given
@@ -45,6 +73,22 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "learning_rate": {"learning_rate": 1.5},
         "weight_decay": {"weight_decay": 0.02},
         "cosine": {"learning_rate": {"cosine": NUM_STEPS}},
+        "layer_wise": {"layer_wise": True},
+        "layer_wise-nondefault": {
+            "layer_wise": True,
+            "learning_rate": 0.7,
+            "reps_rel": 1e-4,
+            "eps": 1e-2,
+            "weight_decay": 0.02,
+        },
+        "layer_wise-init_learning_rate": {
+            "layer_wise": True,
+            "init_learning_rate": 1e-3,
+        },
+    },
+    "averaged_dog": {
+        "default": {},
+        "nondefault": {"gamma": 2.0, "learning_rate": 0.7},
     },
     "prodigy": {
         "default": {},
@@ -64,6 +108,82 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "safeguard_warmup": {"learning_rate": {"warmup": 20}, "safeguard_warmup": True},
         "no_bias_correction": {"use_bias_correction": False},
         "growth_rate": {"growth_rate": 1.3},
+    },
+    "dadapt_adamw": {
+        "default": {},
+        "nondefault": {"betas": [0.8, 0.99], "eps": 1e-3, "estim_lr0": 1e-4},
+        "weight_decay": {"weight_decay": 0.05},
+        "learning_rate": {"learning_rate": 0.5},
+        "warmup": {"learning_rate": {"warmup": 20}},
+        "cosine": {"learning_rate": {"cosine": NUM_STEPS}, "weight_decay": 0.1},
+        "no_bias_correction": {"use_bias_correction": False},
+        "no_bias_correction-warmup": {
+            "use_bias_correction": False,
+            "learning_rate": {"warmup": 20},
+            "weight_decay": 0.1,
+        },
+    },
+    "cocob": {
+        "default": {},
+        "nondefault": {"alpha": 5.0, "eps": 0.1},
+        "weight_decay": {"weight_decay": 0.05},
+        "learning_rate": {"learning_rate": 0.3, "eps": 0.1},
+        "cosine": {"learning_rate": {"cosine": NUM_STEPS}},
+    },
+    # Without the learning rate, which the official code has not.
+    "dowg": {
+        "default": {},
+        "nondefault": {"init_estim_sq_dist": 1e-3, "eps": 1e-2},
+        "weight_decay": {"weight_decay": 0.05},
+    },
+    # The losses start at 0.46 and 1.1 and can fall to 0.001 and 0.56. So a bound of 0.3
+    # is reached in the first problem only, and one of 0.5 is above its start: there
+    # nothing but decay moves the parameters, which shows that no step goes back. (On
+    # convex losses the models are never below a bound that they were above.) A learned
+    # bound starts at `lower_bound`, rises, and is halved where it was too high: by
+    # MoMo's "adapt", once and 9 times.
+    "momo": {
+        "default": {},
+        "nondefault": {"learning_rate": 0.3, "beta": 0.6, "lower_bound": 0.3},
+        "learning_rate": {"learning_rate": 20.0},
+        "weight_decay": {"learning_rate": 5.0, "weight_decay": 0.05},
+        "bound_too_high": {"lower_bound": 0.5, "weight_decay": 0.05},
+        "cosine": {"learning_rate": {"cosine": NUM_STEPS}, "weight_decay": 0.05},
+        "adapt": {"adapt_lower_bound": True},
+        "adapt-nondefault": {
+            "adapt_lower_bound": True,
+            "learning_rate": 5.0,
+            "beta": 0.7,
+            "lower_bound": 0.3,
+            "weight_decay": 0.02,
+        },
+        # The Polyak step. Not infinity, which the official code multiplies by 0.
+        "adapt-polyak": {"adapt_lower_bound": True, "learning_rate": 1e9},
+    },
+    "momo_adam": {
+        "default": {},
+        "nondefault": {
+            "learning_rate": 0.1,
+            "b1": 0.7,
+            "b2": 0.98,
+            "eps": 1e-3,
+            "lower_bound": 0.3,
+        },
+        "learning_rate": {"learning_rate": 1.0},
+        "weight_decay": {"learning_rate": 0.1, "weight_decay": 0.2},
+        "bound_too_high": {"lower_bound": 0.5, "weight_decay": 0.2},
+        "cosine": {"learning_rate": {"cosine": NUM_STEPS}, "weight_decay": 0.2},
+        "adapt": {"adapt_lower_bound": True, "learning_rate": 0.1},
+        "adapt-nondefault": {
+            "adapt_lower_bound": True,
+            "learning_rate": 0.1,
+            "b1": 0.7,
+            "b2": 0.98,
+            "eps": 1e-3,
+            "lower_bound": 0.3,
+            "weight_decay": 0.1,
+        },
+        "adapt-polyak": {"adapt_lower_bound": True, "learning_rate": 1e9},
     },
     "schedule_free_sgd": {
         "default": {},
@@ -104,7 +224,11 @@ def official(
     match rule:
         case "dog":
             init_eta = kwargs.pop("init_learning_rate", None)
-            return DoG(tensors, init_eta=init_eta, **kwargs)
+            layer_wise = kwargs.pop("layer_wise", False)
+            return (LDoG if layer_wise else DoG)(tensors, init_eta=init_eta, **kwargs)
+        case "averaged_dog":
+            kwargs.pop("gamma", None)  # Which is the averager's.
+            return DoG(tensors, **kwargs)
         case "prodigy":
             d0, d_coef = kwargs.pop("estim_lr0", 1e-6), kwargs.pop("estim_lr_coef", 1.0)
             return Prodigy(
@@ -114,6 +238,31 @@ def official(
                 decouple=True,
                 **{"use_bias_correction": True, **kwargs},
             )
+        case "dadapt_adamw":
+            d0 = kwargs.pop("estim_lr0", 1e-6)
+            kwargs = {"use_bias_correction": True, **kwargs}
+            return DAdaptAdam(tensors, d0=d0, decouple=True, **kwargs)
+        case "cocob":
+            group = {"params": tensors, "lr": kwargs.pop("lr", 1.0)}
+            return COCOB([group], **kwargs)
+        case "dowg":
+            # Release 0.2.0 is the authors' code (which has no package: rka97/dowg) and
+            # clips gradients, but not at 1. The releases after it call 1 - eps eps,
+            # clip otherwise, and raise an error without a closure.
+            weight_decay = kwargs.pop("weight_decay", 0.0)
+            group = {"params": tensors, "weight_decay": weight_decay}
+            eps = kwargs.pop("eps", 1e-4)
+            optimiser = ScalarDoWG([group], epsilon=eps, clip=1.0)
+            init = kwargs.pop("init_estim_sq_dist", eps)
+            optimiser.state["rt2"] = torch.tensor([init])
+            return optimiser
+        case "momo" | "momo_adam":
+            kwargs["lb"] = kwargs.pop("lower_bound", 0.0)
+            kwargs["use_fstar"] = kwargs.pop("adapt_lower_bound", False)
+            if rule == "momo":
+                return Momo(tensors, **kwargs)
+            betas = kwargs.pop("b1", 0.9), kwargs.pop("b2", 0.999)
+            return MomoAdam(tensors, betas=betas, **kwargs)
         case "schedule_free_sgd":
             momentum = kwargs.pop("b1", 0.9)
             return SGDScheduleFree(tensors, momentum=momentum, foreach=False, **kwargs)
@@ -123,34 +272,63 @@ def official(
     raise ValueError(rule)
 
 
+def completed(
+    rule: str, group: dict[str, Any], grad: torch.Tensor, leaf: torch.Tensor
+) -> torch.Tensor:
+    """The gradient for the official code, with what that leaves to its caller."""
+    match rule:
+        case "cocob":
+            return group["lr"] * grad
+        case "dowg":
+            return grad + group["weight_decay"] * leaf
+    return grad
+
+
 def trajectory(
     rule: str, kwargs: dict[str, Any], schedule: dict[str, int] | None, problem: Problem
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Training and, for schedule-free rules, evaluation parameters, a row a step."""
-    tensors = {name: torch.tensor(leaf) for name, leaf in problem.params.items()}
-    params = {name: leaf.numpy() for name, leaf in tensors.items()}  # share memory
+    """Training and, for rules that average, evaluation parameters, a row a step."""
+    params = {name: leaf.copy() for name, leaf in problem.params.items()}
+    # In the same memory. DoWG cannot add to tensors without axes.
+    tensors = {
+        name: torch.atleast_1d(torch.from_numpy(leaf)) for name, leaf in params.items()
+    }
     optimiser = official(rule, list(tensors.values()), kwargs)
+    (group,) = optimiser.param_groups
     schedule_free = isinstance(optimiser, SGDScheduleFree | AdamWScheduleFree)
+    averager = None
+    if rule == "averaged_dog":
+        model = torch.nn.ParameterDict(tensors)  # In the same memory, too.
+        averager = PolynomialDecayAverager(model, kwargs.get("gamma", 8.0))
     if schedule_free:
         optimiser.train()
     train, evaluated = [], []
     for step in range(NUM_STEPS):
         if schedule is not None:
-            for group in optimiser.param_groups:
-                group["lr"] = float(table(schedule)[step])
-        _, grads = problem.value_and_grad(params, step)
+            group["lr"] = float(table(schedule)[step])
+        loss, grads = problem.value_and_grad(params, step)
         for name, leaf in tensors.items():
-            leaf.grad = torch.tensor(grads[name])
-        optimiser.step()
+            grad = torch.atleast_1d(torch.from_numpy(grads[name]))
+            leaf.grad = completed(rule, group, grad, leaf)
+        if isinstance(optimiser, Momo | MomoAdam):
+            optimiser.step(loss=torch.tensor(loss))
+        else:
+            optimiser.step()
         train.append(ravel(params))
+        if averager is not None:
+            averager.step()
+            average = averager.averaged_model.state_dict()
+            evaluated.append(
+                ravel({name: average[name].reshape(SHAPES[name]) for name in SHAPES})
+            )
         if schedule_free:
             optimiser.eval()
             evaluated.append(ravel(params))
             optimiser.train()
             # Going to and fro rounds; a run that never evaluates does not.
             for name, leaf in unravel(train[-1]).items():
-                tensors[name].copy_(torch.tensor(leaf))
-    return np.array(train), np.array(evaluated) if schedule_free else None
+                params[name][...] = leaf
+    return np.array(train), np.array(evaluated) if evaluated else None
 
 
 def record(rule: str, config: str, problem: Problem) -> dict[str, Any]:
@@ -187,8 +365,9 @@ def nested(children: Iterable[Any]) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
-    packages = ("torch", "numpy", "dog-optimizer", "prodigyopt", "schedulefree")
-    with contextlib.redirect_stdout(io.StringIO()):  # Prodigy announces its decay
+    # DoWG and MoMo make their scalars in it, whatever the parameters are.
+    torch.set_default_dtype(torch.float64)
+    with contextlib.redirect_stdout(io.StringIO()):  # Some announce their decay.
         runs = [
             record(rule, config, problem)
             for rule, configs in CONFIGS.items()
@@ -197,7 +376,7 @@ def main() -> None:
         ]
     data = {
         "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in packages},
+        | {package: version(package) for package in PACKAGES},
         "steps": STEPS,
         "runs": runs,
     }
