@@ -84,7 +84,7 @@ def _loss(network: PyTree, x: Float[Array, "batch width"]) -> Float[Array, ""]:
     y = x
     for layer in network:
         # Divided, so that neither outputs nor gradients explode with the depth.
-        y = y + jnp.tanh(y @ layer["weight"] + layer["bias"]) / len(network)
+        y = y + jnp.tanh(y @ layer["weight"] + layer["bias"][None]) / len(network)
     return jnp.mean((y - jnp.roll(x, 1, axis=1)) ** 2)
 
 

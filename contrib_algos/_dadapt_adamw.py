@@ -85,9 +85,8 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
     - Bias correction is on by default, as it is always in optax; the authors' code has
         it off by default.
     - Second moments of complex parameters are real, of $|g|^2$.
-    - Statistics are float32 or wider whatever the parameters are. First steps are of
-        size 1e-6, below the resolution of bfloat16 and float16: wrap it in
-        `contrib_wrappers.master_weights` to train parameters of these dtypes.
+    - Statistics are float32 or wider whatever the parameters are: so the estimate of
+        bfloat16 parameters grows while their first steps, of 1e-6, are rounded off.
     """
 
     learning_rate: RealOrSchedule = 1.0

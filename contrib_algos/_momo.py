@@ -84,7 +84,8 @@ class Momo(AbstractTransform[MomoState[Tree]]):
     - Any $\|d_k\| > 0$ is divided by. Optax stands still where its square is below
         2.2e-16: a loss scaled by 1e-9 never trains there.
     - Where $d_k = 0$ the parameters do not move, except for decay, and a learned lower
-        bound stays as it is, which in optax becomes the loss at the start.
+        bound stays as it is; so it does where $\alpha$ is 0. In optax it becomes the
+        loss at the start, and after a warm-up from 0 nothing ever moves.
     - Statistics are float32 or wider whatever the parameters are.
     """
 

@@ -51,7 +51,8 @@ def polyak(
     - `least_bound`: what it is at least, if it is learned.
 
     Where `curvature` is 0, no gradient has come yet: the step is 0, and nothing is
-    learned. Where it overflows, the step is 0 too.
+    learned; nor is it where `longest` is 0, for what a null step reaches is the loss.
+    Where `curvature` overflows, the step is 0 too.
     """
     shrink = 1 + decay
     here = tree.finite(shrink * loss + offset - decay * gamma)
@@ -66,7 +67,8 @@ def polyak(
     if least_bound is not None:
         reached = tree.finite((loss + offset - fall / 2) / weight)
         learned = jnp.maximum(reached, least_bound)
-        lower_bound = jnp.where(curvature > 0, learned, lower_bound)
+        moves = (curvature > 0) & (longest > 0)
+        lower_bound = jnp.where(moves, learned, lower_bound)
     return Polyak(step_size, lower_bound)
 
 

@@ -37,8 +37,8 @@ class Bucketed(AbstractCoordinateChange):
     and so that buffers are alike where shapes repeat. Larger leaves are left alone, and
     so are leaves that are sharded over explicit axes, since joining them would gather
     them. Over automatic axes a sharding cannot be seen: there results are right, but
-    what is joined is gathered at each step, unless `max_size` is below the size of
-    sharded leaves.
+    sharded leaves are gathered, and may come back sharded otherwise: tell `jax.jit` the
+    `out_shardings`, or leave such leaves alone by a `max_size` below theirs.
 
     **Arguments:**
 
@@ -159,8 +159,8 @@ def _fill_buckets(
 def _most_alike(
     positions: list[int], shapes: list[tuple[int, ...]], most: int
 ) -> list[tuple[int, ...]]:
-    """`positions` in buckets of `most` or fewer, down to half as many, that hold the
-    same shapes as each other as often as possible.
+    """`positions` in buckets of `most` or fewer, but more than half as many, that hold
+    the same shapes as each other as often as possible.
 
     XLA compiles a loop once for all that are the same, but the loop that takes a leaf
     out of a buffer is different for each place in each kind of buffer.

@@ -304,7 +304,7 @@ def sam(
         ...     updates, state = opt.update(jax.grad(f)(x), state, x)
         ...     x = x + updates
         >>> print(f"{f(x):.3f}")
-        0.124
+        0.128
 
         ```
 
@@ -320,7 +320,7 @@ def sam(
         ...     updates, state = opt.update(grads, state, x, grad_fn=grad_fn)
         ...     x = x + updates
         >>> print(f"{f(x):.3f}")
-        0.124
+        0.128
 
         ```
     """

@@ -157,10 +157,9 @@ def test_16_bit_parameters_need_a_wide_copy_where_docstrings_say_so():
         if "C9" not in entry.fails:
             (outcome,) = check(subject(name), laws="C9").outcomes
             said = "contrib_wrappers.master_weights" in (_doc(entry) or "")
-            slow = name == "dadapt_adamw"  # No progress in float32 either.
-            assert bool(outcome.note) == (said and not slow), name
+            assert bool(outcome.note) == said, name
             needing |= {name} if said else set()
-    assert {"dog", "prodigy", "dadapt_adamw"} <= needing
+    assert {"dog", "prodigy"} <= needing
 
 
 def _doc(entry: Entry) -> str | None:

@@ -262,21 +262,30 @@ def test_the_start_is_where_the_first_step_is_taken(store_delta: bool):
     np.testing.assert_array_equal(state.x0, START)
 
 
-@pytest.mark.parametrize("scale_of_s", [1e-6, 1e-4])
-def test_inner_products_do_not_cancel(scale_of_s: float):
+@pytest.mark.parametrize(
+    "dtype, total", [("float32", 1e-6), ("float32", 1e-4), ("bfloat16", 1.0)]
+)
+def test_inner_products_do_not_cancel(dtype: str, total: float):
     """Far from the origin and near the start, as they are in float32 at first: that of
-    the difference has all digits, the difference of two has two."""
+    the difference has all digits, the difference of two has two. In 16 bits it is the
+    difference itself that is not rounded."""
     rng = np.random.RandomState(0)
-    x0, delta, g = rng.standard_normal((3, 2**16)).astype(np.float32)
-    g -= 0.1 * delta
-    x = x0 + np.float32(scale_of_s) * delta
-    opt = mechanize(sgd(1.0), 0.0, s_init=scale_of_s / 6)
-    state = opt.init(jnp.asarray(x0))
-    state = eqx.tree_at(lambda s: s.count, state, jnp.ones((), jnp.int32))
-    _, state = jax.jit(opt.update)(jnp.asarray(g), state, jnp.asarray(x))
-    difference = np.asarray(x, np.float64) - np.asarray(x0, np.float64)
-    h = -np.dot(np.asarray(g, np.float64), difference) / (scale_of_s + opt.eps)
+    x0, delta, g = rng.standard_normal((3, 2**16))
+    x0, x, g = (
+        jnp.asarray(leaf, dtype) for leaf in (x0, x0 + total * delta, g - 0.1 * delta)
+    )
+    opt = mechanize(sgd(1.0), 0.0, s_init=total / 6)
+    state = later(opt.init(x0))
+    _, state = opt.update(g, state, x)  # Under jit, XLA keeps what it is to round.
+    wide = (np.asarray(leaf, np.float64) for leaf in (g, x, x0))
+    h = -(lambda g, x, x0: np.dot(g, x - x0))(*wide) / (total + opt.eps)
     np.testing.assert_allclose(np.sqrt(state.v), abs(h), rtol=1e-5)
+
+
+def later(state: Any) -> Any:
+    """As if it had been anchored, and had seen an inner product of 1."""
+    state = eqx.tree_at(lambda s: s.count, state, jnp.ones((), jnp.int32))
+    return eqx.tree_at(lambda s: s.m, state, jnp.ones(6))
 
 
 # Defects of optax 0.2.8
@@ -390,14 +399,18 @@ def test_gradients_of_one_size_for_ever(size, store_delta, base):
 def test_products_that_overflow_both_ways_count_as_a_loss():
     """1e30 at a distance of 1e12, forwards and backwards: no number, but large."""
     opt = mechanize(scale(0.0))
-    state = opt.init(jnp.zeros(2))
-    state = eqx.tree_at(lambda s: s.count, state, jnp.ones((), jnp.int32))
-    state = eqx.tree_at(lambda s: s.m, state, jnp.ones(6))
-    far = jnp.array([1e12, 1e12])
+    state, far = later(opt.init(jnp.zeros(2))), jnp.array([1e12, 1e12])
     updates, new = opt.update(jnp.array([1e30, -1e30]), state, far)
     assert np.isfinite(updates).all()
     np.testing.assert_allclose(new.r, -state.s, rtol=1e-5)  # Clipped at m = 1.
     np.testing.assert_allclose(jnp.sum(new.s), opt.s_init, rtol=1e-4)
+
+
+def test_decay_does_not_hide_gains_of_gradients_whose_squares_overflow():
+    opt = mechanize(scale(0.0))
+    state, ahead = later(opt.init(jnp.zeros(2))), jnp.ones(2)
+    _, new = opt.update(jnp.full(2, -1e25), state, ahead)
+    np.testing.assert_allclose(new.r, state.s, rtol=1e-5)
 
 
 @over_bases

@@ -365,3 +365,13 @@ def test_momo_adam_compiles_linearly_where_optax_0_2_8_copies_sums_into_every_le
 
 def _zeros(x: Any) -> Array:
     return jnp.zeros(x.shape, x.dtype)
+
+
+def test_momo_with_a_learned_bound_survives_warmup_where_optax_0_2_8_is_frozen():
+    def rate(count):
+        return 0.1 * from_zero(count)
+
+    theirs, _ = run_with_value(peer.momo(rate, adapt_lower_bound=True), 1.0, 200)
+    np.testing.assert_array_equal(theirs, [START] * 200)
+    ours, _ = run_with_value(momo(rate, adapt_lower_bound=True), 1.0, 200)
+    assert jnp.sum(ours[-1] ** 2) < 0.5  # Of 14.

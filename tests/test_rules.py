@@ -142,7 +142,7 @@ def null_then(rate: float) -> Callable[[Any], Array]:
         lambda rate=1.0: dadapt_adamw(rate, eps=0.0, use_bias_correction=False),
         lambda rate=1.0: cocob(rate, eps=0.0),
         lambda rate=0.1: momo(rate, adapt_lower_bound=True),
-        lambda rate=0.1: momo_adam(rate, eps=0.0, adapt_lower_bound=True),
+        lambda rate=0.3: momo_adam(rate, eps=0.0),
     ],
     ids=[
         "dog",
@@ -239,7 +239,14 @@ def test_scalars_of_16_bit_parameters_are_float32(name, dtype):
     scalars = [x for x in jax.tree.leaves((state, new_state)) if x.ndim == 0]
     dtypes = {str(x.dtype) for x in scalars}
     assert dtypes <= {"float32", "int32", "bool"}
-    assert "float32" in dtypes or name in ("sgd", "adam", "adamw", "lion", "cocob")
+    assert "float32" in dtypes or name in (
+        "sgd",
+        "adam",
+        "adamw",
+        "lion",
+        "cocob",
+        "mechanize",
+    )
 
 
 def test_sum_of_squares_of_3000_unit_steps_in_bfloat16():
@@ -572,7 +579,7 @@ METRICS: dict[str, tuple[AbstractTransform, set[str]]] = {
         DOG | {f"1/{name}" for name in DOG} | {f"1/1/{name}" for name in DOG},
     ),
     "schedule_free-twice": (
-        schedule_free(schedule_free_sgd(), 1.0),
+        schedule_free(schedule_free_sgd(), 1.0, base_at="z"),
         {"schedule_free/weight", "base/schedule_free/weight"},
     ),
 }
@@ -672,7 +679,8 @@ def test_arrays_out_of_range_are_refused_when_they_are_known(case):
     @eqx.filter_jit
     def step(value):
         opt = make_with(make, name, value)
-        return opt.update(params, opt.init(params), params, value=1.0)
+        _, state = opt.update(params, opt.init(params), params, value=1.0)
+        return opt.update(params, state, params, value=1.0)
 
     with pytest.raises(RuntimeError, match=f"`{name}` must be"):
         jax.block_until_ready(step(jnp.asarray(value)))
@@ -890,7 +898,7 @@ def test_another_value_of_an_array_does_not_retrace(name):
     def step(opt, state, params):
         nonlocal num_traces
         num_traces += 1
-        return opt.update(2 * params, state, params)
+        return opt.update(2 * params, state, params, value=1.0)
 
     outputs = []
     for factor in (1.0, 0.75):
@@ -1043,3 +1051,55 @@ def test_only_learning_rates_may_be_schedules():
 def test_warmup_needs_a_length():
     with pytest.raises(ValueError, match="`steps` must be above 0"):
         schedule_free_sgd(warmup_steps=-5)
+
+
+# D-Adaptation in 16 bits
+
+
+def test_dadapt_adamw_finds_its_distance_while_bfloat16_rounds_its_steps_off():
+    start = jnp.array([1.0, 2.0, 3.0], jnp.bfloat16)
+    params, _ = descend(dadapt_adamw(), start, its_gradient, 300)
+    np.testing.assert_array_equal(params[:5], [start] * 5)
+    assert sum_of_squares(params[-1].astype(jnp.float32)) < 1e-2
+
+
+# MoMo
+
+
+@pytest.mark.parametrize("rule", [momo, momo_adam])
+def test_a_learned_bound_is_above_the_given_one_and_below_the_losses(rule):
+    opt = rule(0.1, lower_bound=-5.0, adapt_lower_bound=True)
+    params, states = descend(opt, jnp.array([1.0, 2.0, 3.0]), its_gradient, 100)
+    assert np.all((states.lb >= -5) & (states.lb <= 14))
+    assert len(np.unique(states.lb)) > 10
+    metrics = opt.metrics(jax.tree.map(lambda x: x[-1], states))
+    assert metrics[f"{rule.__name__}/lower_bound"] == states.lb[-1]
+
+
+def test_the_first_momentum_of_momo_is_the_gradient_whatever_beta_is():
+    params, states = descend(momo(beta=0.99), jnp.array([1.0, 2.0]), its_gradient, 1)
+    np.testing.assert_array_equal(states.exp_avg[0], [2.0, 4.0])
+    # f = 5, and the step takes its linearisation to 0.
+    np.testing.assert_allclose(states.step_size[0], 5 / 20, rtol=1e-6)
+    np.testing.assert_allclose(params[0], [0.5, 1.0], rtol=1e-6)
+
+
+# COCOB
+
+
+def test_cocob_is_blind_to_a_constant_learning_rate():
+    start = jnp.array([1.0, -2.0, 3.0])
+    plain, _ = descend(cocob(eps=0.0), start, its_gradient, 30)
+    scaled, _ = descend(cocob(64.0, eps=0.0), start, its_gradient, 30)
+    np.testing.assert_allclose(scaled, plain, rtol=1e-6)
+
+
+def test_a_complex_coordinate_of_cocob_bets_in_the_plane():
+    """In a fixed direction, it is a real one in that direction."""
+    direction = np.exp(0.7j)
+    real, _ = descend(cocob(), jnp.array([3.0]), its_gradient, 50)
+    start = jnp.array([3.0 * direction], jnp.complex64)
+    plane, states = descend(cocob(), start, its_gradient, 50)
+    expected = np.asarray(real) * direction
+    np.testing.assert_allclose(plane, expected, rtol=1e-4, atol=1e-5)
+    assert states.reward.dtype == jnp.float32
