@@ -53,7 +53,7 @@ def _measure(
     report.progress(name)
     ours = _size(transform, rule, large)
     peer = None if rule.peer is None else _size(rule.peer, rule, large)
-    return {"ours": ours, "peer": peer}
+    return {"leaves": len(large), "ours": ours, "peer": peer}
 
 
 def _size(transform: Transform, rule: Rule, large: trees.Shapes) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def _failures(rows: dict[str, Any]) -> list[str]:
         ours, peer = row["ours"], row["peer"]
         if ours["growth"] > MOST_GROWTH:
             failures.append(f"{name}: growth {ours['growth']:.2f}, most {MOST_GROWTH}")
-        guards = RULES[name].guards
+        rule = RULES[name]
+        guards = rule.guards + rule.leaf_guards * row["leaves"]
         if peer and ours["instructions"] > peer["instructions"] + guards:
             failures.append(
                 f"{name}: {ours['instructions']} instructions, the peer's "

@@ -48,7 +48,10 @@ class Rule:
     passes: str
     dtype: str = "float32"  # Of the parameters.
     most: tuple[float, float] | None = None  # Streams and temp that `--check` allows.
-    guards: int = 0  # Instructions on scalars, against 0/0, that the peer is without.
+    # Instructions that the peer is without: on scalars, against 0/0; and in each leaf,
+    # against squares and products that overflow.
+    guards: int = 0
+    leaf_guards: int = 0
 
     @property
     def floor(self) -> int:
@@ -84,9 +87,13 @@ RULES = {
     "dog_decay": Rule(
         dog(weight_decay=DECAY), contrib.dog(weight_decay=DECAY), DOG_DECAY
     ),
-    "dowg": Rule(dowg(), contrib.dowg(), DOG),
-    "cocob": Rule(cocob(), contrib.cocob(), "g x x0 n l t r > n l t r x"),
-    "dadapt_adamw": Rule(dadapt_adamw(), contrib.dadapt_adamw(), DADAPT),
+    "dowg": Rule(dowg(), contrib.dowg(), DOG, guards=31),
+    "cocob": Rule(
+        cocob(), contrib.cocob(), "g x x0 n l t r > n l t r x", leaf_guards=25
+    ),
+    "dadapt_adamw": Rule(
+        dadapt_adamw(), contrib.dadapt_adamw(), DADAPT, guards=37, leaf_guards=17
+    ),
     "momo": Rule(momo(), contrib.momo(), "g m x > m ; m x > x"),
     "momo_adam": Rule(momo_adam(), contrib.momo_adam(), "g m v x > m v ; m v x > x"),
     "prodigy": Rule(prodigy(), contrib.prodigy(), PRODIGY),

@@ -71,6 +71,8 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
     ) -> tuple[Tree, AbstractInnerState]:
         change = self.settled(grads if params is None else params)
         inner_grads = change.encode_grads(grads)
+        if not jax.tree.leaves(inner_grads):
+            return grads, state  # Nothing is selected; optax would miss `params`.
         inner_params = None if params is None else change.encode(params)
         like = (inner_grads, inner_params)
 

@@ -101,9 +101,10 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
 
     **Differences from optax.contrib and from the paper:**
 
-    - As in optax, and not in the paper and the authors' PyTorch code, rewards are
-        clipped before they are summed up, and their sums may be negative. There $s_0 =
-        0$, and $\Delta$ is stored on demand, which optax does not offer.
+    - As in optax, rewards are clipped before they are summed up, which they are not in
+        the paper, and their sums may be negative, where the authors' PyTorch code stops
+        at 0. That code begins with $s_0 = 0$, and stores $\Delta$ on demand, which
+        optax does not offer.
     - $r$, $m$, $v$ and $s$ are float32 or wider whatever the parameters are, and these
         may mix dtypes. First steps are of size 1e-6, below the resolution of bfloat16
         and float16: wrap this in `contrib_wrappers.master_weights` to train parameters

@@ -751,3 +751,13 @@ def test_needs_of_any_name():
     np.testing.assert_array_equal(updates, [3, 3])
     with pytest.raises(ValueError, match=r"needs `curvature`: .*curvature=curvature"):
         opt.update(jnp.ones(2), None)
+
+
+def test_a_mask_may_select_nothing():
+    params = jnp.ones(2)
+    for inner in (optax.lion(0.1), adam(0.1)):
+        opt = masked(inner, False)
+        state = opt.init(params)
+        updates, new_state = opt.update(params, state, params)
+        np.testing.assert_array_equal(updates, params)
+        assert eqx.tree_equal(new_state, state)
