@@ -62,7 +62,7 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
     ??? cite "Reference"
 
         Defazio & Mishchenko, *Learning-Rate-Free Learning by D-Adaptation*,
-        arXiv 2301.07733, algorithm 5, as in the authors' code.
+        arXiv 2301.07733: its Adam, as in the authors' code.
 
     **Arguments:**
 
@@ -149,10 +149,7 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
         r = tree.finite(r)
         estimate = tree.divide(r, (1 - sigma) * tree.l1_norm(s))
 
-        divide = tree.divider(self.eps)
-        ascent = tree.map(
-            lambda m, v, eps: divide(m, tree.sqrt(v) + eps), m, v, self.eps
-        )
+        ascent = tree.over_rms(m, v, self.eps)
         ascent = tree.axpy(times(self.weight_decay, lr), params, ascent)
         new_state = DAdaptAdamWState(
             exp_avg=m,

@@ -62,8 +62,8 @@ class Momo(AbstractTransform[MomoState[Tree]]):
     ??? cite "Reference"
 
         Schaipp, Ohana, Eickenberg, Defazio, Gower, *MoMo: Momentum Models for Adaptive
-        Learning Rates*, arXiv 2305.07583, algorithm 1; the adaptive bound is that of
-        their section 4, as in the authors' code.
+        Learning Rates*, arXiv 2305.07583, algorithm 1; the learned lower bound is that
+        of the authors' code.
 
     **Arguments:**
 

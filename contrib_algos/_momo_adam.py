@@ -67,8 +67,8 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
     ??? cite "Reference"
 
         Schaipp, Ohana, Eickenberg, Defazio, Gower, *MoMo: Momentum Models for Adaptive
-        Learning Rates*, arXiv 2305.07583, algorithm 3; the adaptive bound is that of
-        their section 4, as in the authors' code.
+        Learning Rates*, arXiv 2305.07583: its MoMo-Adam, and the learned lower bound,
+        as in the authors' code.
 
     **Arguments:**
 
@@ -141,14 +141,7 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
         count = increment(state.count)
         c1 = debias(self.b1, count, like=g)
         unit = lax.rsqrt(debias(self.b2, count, like=g))
-        divide = tree.divider(self.eps)
-        step = tree.map(
-            lambda d, v, unit, eps: divide(d, tree.sqrt(v) * unit + eps),
-            d,
-            v,
-            unit,
-            self.eps,
-        )
+        step = tree.over_rms(d, v, self.eps, unit)
 
         alpha = at(self.learning_rate, state.count, like=g)
         decay = times(self.weight_decay, alpha)

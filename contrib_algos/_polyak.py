@@ -18,7 +18,7 @@ from contrib_core import (
 class Polyak(NamedTuple):
     """A step of MoMo: how long it is, and the lower bound of the loss behind it."""
 
-    step_size: Scalar  # \\tau_k
+    step_size: Scalar  # \tau_k
     lower_bound: Scalar  # f_*^{k+1}
 
 
@@ -36,7 +36,7 @@ def polyak(
 ) -> Polyak:
     r"""The step $-\tau D^{-1} d$ that takes a model of the loss to its lower bound.
 
-    Schaipp et al., arXiv 2305.07583, algorithms 1 to 4.
+    Schaipp et al., arXiv 2305.07583, as in the authors' code.
 
     **Arguments:**
 

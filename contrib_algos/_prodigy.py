@@ -23,6 +23,7 @@ from contrib_core import (
     RealLike,
     RealOrSchedule,
     Scalar,
+    times,
     Tree,
     tree,
     zero_count,
@@ -178,10 +179,7 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         estimate = tree.divide(self.estim_lr_coef * r, tree.l1_norm(s))
         d_new, d_max = self._grow(d, state.max_estim_lr, estimate)
 
-        divide = tree.divider(self.eps)
-        ascent = tree.map(
-            lambda m, v, eps: divide(m, tree.sqrt(v) + eps), m, v, d_new * self.eps
-        )
+        ascent = tree.over_rms(m, v, times(self.eps, d_new))
         updates = tree.scale(-lr, tree.axpy(self.weight_decay, params, ascent))
         new_state = ProdigyState(
             exp_avg=m,

@@ -259,6 +259,15 @@ def divider(eps: RealLike) -> Callable[[Any, Any], Any]:
     return divide if is_zero(eps) else operator.truediv
 
 
+def over_rms(x: Tree, v: Tree, eps: RealLike, unit: RealLike = 1) -> Tree:
+    """`x / (√v · unit + eps)`, as Adam divides by its second moment; 0 at 0/0 where
+    `eps` is a Python 0."""
+    quotient = divider(eps)
+    return map(
+        lambda x, v, eps, unit: quotient(x, sqrt(v) * unit + eps), x, v, eps, unit
+    )
+
+
 @jax.custom_jvp
 def sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`√x`, with derivative 0 at 0, where that of `jnp.sqrt` is infinite and makes

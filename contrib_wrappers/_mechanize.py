@@ -129,8 +129,8 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
             raise ValueError(
                 f"Mechanize({name}(...)): {name} recovers points of its own from the "
                 "parameters. They would be wrong, because its updates are rescaled. "
-                "Put it around Mechanize instead, as in "
-                '`schedule_free(mechanize(base), lr, base_at="z")`.'
+                "Give Mechanize an optimizer such as adam(1.0); wrappers go around it, "
+                'as in `schedule_free(mechanize(base), lr, base_at="z")`.'
             )
 
     @property

@@ -202,16 +202,14 @@ def test_with_master_weights_the_wide_copy_is_averaged(outside):
     inner = sgd(1e-4)
     params = jnp.ones(3, jnp.bfloat16)
     if outside:
-        opt = average(master_weights(inner), uniform())
-        state = lambda s: s  # noqa: E731
+        _, own, _ = descend(average(master_weights(inner), uniform()), params)
     else:
         opt = master_weights(average(inner, uniform()))
-        state = lambda s: s.inner_state  # noqa: E731
-    _, states, _ = descend(opt, params)
+        own = descend(opt, params)[1].inner_state
     wide, _, _ = descend(inner, params.astype(jnp.float32))
     # The gradients are taken at rounded parameters.
     np.testing.assert_allclose(
-        state(states).average[-1], np.mean(wide, axis=0), rtol=0, atol=1e-5
+        own.average[-1], np.mean(wide, axis=0), rtol=0, atol=1e-5
     )
     assert not np.allclose(np.mean(wide, axis=0), 1, rtol=0, atol=5e-5)
 

@@ -868,3 +868,16 @@ def test_pairs_have_one_structure(data):
     assert jax.tree.structure(x) == jax.tree.structure(y)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x)
     assert types(data.draw(fill(shapes))) == types(x)
+
+
+def test_after_is_1_and_nan_after_nan():
+    for x, expected in ((0.0, 1.0), (-math.inf, 1.0), (math.nan, math.nan)):
+        np.testing.assert_array_equal(tree.after(jnp.asarray(x)), expected)
+
+
+@pytest.mark.parametrize("eps, at_zero", [(0, 0.0), (0.5, 0.0)])
+def test_over_rms_divides_as_adam_does(eps: float, at_zero: float):
+    x, v = jnp.array([0.0, 3.0, -1.0]), jnp.array([0.0, 4.0, 16.0])
+    found = tree.over_rms({"x": x}, {"x": v}, eps, 0.5)["x"]
+    expected = [at_zero, 3 / (1 + eps), -1 / (2 + eps)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -20,11 +20,13 @@ ROUNDING = "2⁸ T u (κ + 1) of the largest update, as for the symmetries"
 
 
 def cases(subject: Subject) -> st.SearchStrategy[Case]:
+    """Problems of one array, and of several leaves."""
     layouts = (ARRAY, MIXED)
     return st.one_of([st.builds(Case, st.just(x), problems(x.size)) for x in layouts])
 
 
 def small_cases(subject: Subject) -> st.SearchStrategy[Case]:
+    """Problems of one array."""
     return st.builds(Case, st.just(ARRAY), problems(ARRAY.size))
 
 
@@ -69,6 +71,7 @@ def around_probe(subject: Subject, **more: Any) -> Any:
 
 
 def around_probe_code(subject: Subject, **more: str) -> str:
+    """`around_probe`, as code, of the code of each keyword."""
     first = next(iter(subject.parameters))
     return subject.make_code(**{first: "probe"}, **more)
 

@@ -7,7 +7,8 @@ from ._guess_law import initial_guess
 from ._iterate_laws import average, mechanic
 from ._law import Law
 from ._precision_law import C9
-from ._runs_laws import C3, C4, C7
+from ._resume_law import C7
+from ._runs_laws import C3, C4
 from ._sam_laws import sam_modes, sam_period, sam_radius
 from ._sharding_law import C8
 from ._types_laws import C1, C2, C6

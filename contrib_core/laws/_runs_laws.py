@@ -1,11 +1,6 @@
-"""C3, C4 and C7: a step is a pure function, however it is run."""
+"""C3 and C4: a step is a pure function, however it is run."""
 
-import importlib.util
-import io
 import math
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -294,83 +289,4 @@ C4 = Law(
     "none",
     _purity,
     first=lambda subject: [np.ones(1, np.float32), parameters()],
-)
-
-
-# C7
-
-
-def _checkpoint(subject: Subject, saver: str) -> Fault | None:
-    params = few()
-    restore = {"equinox": _by_equinox, "orbax": _by_orbax}[saver]
-    # Orbax writes to a disk, by a page of code: none is printed.
-    code = _checkpoint_code(subject) if saver == "equinox" else ""
-    with precision_of(subject, params) as params:
-        start = (params, subject.rule.init(params))
-
-        def one_step(params: Any, state: Any) -> Any:
-            return train(subject, params, state, steps=1, rule=subject.rule)[:2]
-
-        step = subject.compiled("C7", one_step)
-        halfway = step(*step(*start))
-        expected = step(*step(*halfway))
-        with promise(f"{saver} should save and restore the state", code):
-            restored = restore(halfway, start)
-            require_same("the restored state", halfway, restored, code)
-            resumed = step(*step(*restored))
-        require_same("the state of the resumed run", expected, resumed, code)
-
-
-def _by_equinox(carry: Any, like: Any) -> Any:
-    file = io.BytesIO()
-    eqx.tree_serialise_leaves(file, carry)
-    file.seek(0)
-    return eqx.tree_deserialise_leaves(file, like)
-
-
-def _by_orbax(carry: Any, like: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as saver:
-        path = Path(folder) / "state"
-        saver.save(path, carry)
-        saver.wait_until_finished()
-        restored = saver.restore(path, like)
-    # Not bound to a device, or everything is compiled once more.
-    return jax.tree.map(lambda x: jnp.array(np.asarray(x)), restored)
-
-
-def _savers(subject: Subject) -> Iterator[str]:
-    yield "equinox"
-    if importlib.util.find_spec("orbax") is not None:
-        yield "orbax"
-
-
-def _checkpoint_code(subject: Subject) -> str:
-    extras = extras_code(subject)
-    return f"""\
-import io
-params = {literal(np.ones(1, np.float32))}
-
-@jax.jit
-def step(state):
-    return transform.update(params, state, params{extras})
-
-_, state = step(transform.init(params))
-file = io.BytesIO()
-eqx.tree_serialise_leaves(file, state)
-file.seek(0)
-restored = eqx.tree_deserialise_leaves(file, transform.init(params))
-assert eqx.tree_equal(restored, state)
-assert eqx.tree_equal(step(restored), step(state))"""
-
-
-C7 = Law(
-    "C7",
-    "contract",
-    "A run that was saved and resumed is bitwise the one that did not stop.",
-    r"s_{t+1}(\text{restore}(\text{save}(s_t))) = s_{t+1}(s_t)",
-    "none",
-    _checkpoint,
-    first=_savers,
 )
