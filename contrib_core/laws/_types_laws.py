@@ -31,6 +31,7 @@ from ._write import extras_code, literal, step_code
 # The fewest numbers, the fewest with two dtypes, every kind of leaf, and a raw model.
 ONE = np.ones(1, np.float32)
 TWO = {"a": ONE, "b": ONE.astype("bfloat16")}
+MATRIX = {"a": ONE, "b": ONE[None]}  # Some transforms look at no vectors.
 MANY = parameters() | {
     name: waves((3, 2), name)
     for name in ("bfloat16", "float16", "complex64", "float64", "complex128")
@@ -190,7 +191,7 @@ def _extras(subject: Subject, more: dict[str, Any]) -> Fault | None:
     unknown = set(getattr(given, "needs", ())) - set(_KNOWN)
     code = f"assert set(transform.needs) <= {{*{_KNOWN}}}, transform.needs"
     require(not unknown, f"it needs {unknown}, which nobody knows", code)
-    with precision_of(subject, ONE) as params:
+    with precision_of(subject, MATRIX) as params:
         grads = gradient(params)
         state = jax.eval_shape(given.init, params)
         known = extras(subject, grads)
@@ -250,7 +251,7 @@ def _call_without(subject: Subject, missing: str) -> list[str]:
     params = "" if missing == "params" else ", params"
     extras = extras_code(subject, missing=missing)
     return [
-        f"params = {literal(ONE)}",
+        f"params = {literal(MATRIX)}",
         "state = transform.init(params)",
         f"transform.update(params, state{params}{extras})",
     ]
