@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--matrix",
         action="store_true",
-        help="check the whole contract over every transform, in twice the time",
+        help="check the whole contract over every transform, and not one law in turn",
     )
 
 

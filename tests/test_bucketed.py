@@ -32,13 +32,9 @@ from contrib_core import (
     Tree,
     tree,
 )
-from contrib_core.laws import assert_lawful
 from contrib_wrappers import (
-    average,
     master_weights,
-    schedule_free,
     schedule_free_adamw,
-    split_real_and_imaginary,
 )
 
 
@@ -324,27 +320,6 @@ def test_sharded_over_8_devices(name, axis_type):
 
 # As a transform
 
-COMBINATIONS: dict[str, AbstractTransform] = {
-    "adam": bucketed(adam(0.1), max_size=6),
-    "lion": bucketed(lion(0.03, weight_decay=0.0), leaves=2, max_size=6),
-    "schedule-free": bucketed(schedule_free(sgd(0.1), 0.1), max_size=6),
-    "split": bucketed(split_real_and_imaginary(adam(0.1)), max_size=6),
-    "average": bucketed(average(sgd(0.1)), max_size=6),
-    "twice": bucketed(bucketed(adam(0.1), leaves=2, max_size=6), leaves=2, max_size=6),
-}
-
-
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_contract(name):
-    assert_lawful(COMBINATIONS[name], laws="contract", examples=2)
-
-
-@pytest.mark.parametrize("inner", [dog(), master_weights(prodigy())])
-def test_contract_of_rules_that_keep_the_start(inner):
-    """But for the law that knows a copy of the parameters by its shape."""
-    laws = [f"C{i}" for i in (1, 2, 3, 4, 5, 6, 7, 8, 10)]
-    assert_lawful(bucketed(inner, max_size=6), laws=laws, examples=2)
-
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bit_parameters(dtype):
@@ -358,13 +333,6 @@ def test_16_bit_parameters(dtype):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         np.testing.assert_allclose(x, y, rtol=2 * float(jnp.finfo(dtype).eps))
     assert all(x.dtype == jnp.float32 for x in state.inner_state.master)
-
-
-def test_claims():
-    inner = dog()
-    opt = bucketed(inner)
-    assert opt.laws == inner.laws | {"neutral"}
-    assert_lawful(opt, laws=["algebra", "wrapper"])
 
 
 def test_raw_model():

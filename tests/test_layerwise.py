@@ -16,10 +16,8 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     apply_updates,
-    chain,
     Extra,
     layerwise,
-    masked,
     P,
     Scalar,
     scale,
@@ -316,24 +314,6 @@ def test_without_params():
     with pytest.raises(ValueError, match=r"Layerwise\(DoG\).update needs `params`"):
         opt = layerwise(DoG())
         opt.update(params, opt.init(params))
-
-
-COMBINATIONS: dict[str, AbstractTransform] = {
-    "dog": dog(layer_wise=True),
-    "decay": dog(0.5, weight_decay=0.1, layer_wise=True),
-    "masters inside": layerwise(master_weights(prodigy())),
-    "masters outside": master_weights(dog(layer_wise=True)),
-    "schedule-free": layerwise(schedule_free(sgd(0.1), 0.1)),
-    "average": average(dog(layer_wise=True)),
-    "twice": layerwise(layerwise(adam(0.1))),
-    "mask": chain(masked(layerwise(dog()), True), scale(0.5)),
-    "split": layerwise(split_real_and_imaginary(adam(0.1))),
-}
-
-
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_contract(name):
-    assert_lawful(COMBINATIONS[name], laws="contract", examples=2)
 
 
 @pytest.mark.usefixtures("x64")

@@ -19,6 +19,7 @@ from optax import contrib as peer
 from problems import references
 
 from contrib_algos import cocob, dadapt_adamw, dog, momo, momo_adam, prodigy, sgd
+from contrib_core import apply_updates
 from contrib_wrappers import (
     schedule_free,
     schedule_free_eval_params,
@@ -253,6 +254,29 @@ def test_split_passes_extras_where_optax_0_2_8_does_not_take_them():
     ours = split_real_and_imaginary(inner)
     updates, _ = ours.update(params, ours.init(params), params, value=2.0)
     np.testing.assert_array_equal(updates, 2 * params)
+
+
+def test_split_momo_is_momo_of_pairs_where_optax_0_2_8_does_not_take_the_value():
+    z = jnp.array([3 + 4j, -1j], jnp.complex64)
+    target = jnp.array([1 - 2j, 0.5], jnp.complex64)
+    theirs: Any = peer.split_real_and_imaginary(peer.momo(1.0))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'value'"):
+        theirs.update(z, theirs.init(z), z, value=1.0)
+    pair = z.real, z.imag
+    split, plain = split_real_and_imaginary(momo(1.0)), momo(1.0)
+    state, state_of_pair = split.init(z), plain.init(pair)
+    for _ in range(200):
+        g = z - target
+        value = 0.5 * jnp.sum(jnp.abs(g) ** 2)
+        updates, state = split.update(g, state, z, value=value)
+        z = z + updates
+        updates, state_of_pair = plain.update(
+            (g.real, g.imag), state_of_pair, pair, value=value
+        )
+        pair = apply_updates(pair, updates)
+        np.testing.assert_allclose(z, pair[0] + 1j * pair[1], rtol=1e-5)
+    assert split.metrics(state) == plain.metrics(state_of_pair)
+    assert jnp.abs(z - target).max() < 0.01
 
 
 # D-Adaptation, COCOB, MoMo

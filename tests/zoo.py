@@ -155,15 +155,25 @@ WRAPPERS: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
     "chain": lambda inner: chain(inner, scale(1.0)),
 }
 
-# Of these, the inner transform recovers points of its own from the parameters, which
-# the wrapper rescales, or needs the loss where the wrapper does not show it.
-REFUSED = [
-    "mechanize(cocob)",
-    "mechanize(schedule_free(momentum))",
-    "mechanize(mechanize(momentum))",
-    "mechanize(sam(momentum))",
-    "mechanize(average(momentum))",
-]
+# What regroups the leaves, around every wrapper and inside of every wrapper.
+REGROUPING: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
+    "layerwise": layerwise,
+    "bucketed": lambda inner: bucketed(inner, leaves=3, max_size=6),
+}
+
+# Compositions that have no meaning, and how the error says it. Mechanic rescales the
+# parameters from which these inner transforms recover points of their own; and what
+# distinguishes leaves cannot be given joined ones.
+_RECOVERS, _DISTINGUISHES = "recovers points of its own", "the law `partition`"
+REFUSED = {
+    "mechanize(cocob)": _RECOVERS,
+    "mechanize(schedule_free(momentum))": _RECOVERS,
+    "mechanize(mechanize(momentum))": _RECOVERS,
+    "mechanize(sam(momentum))": _RECOVERS,
+    "mechanize(average(momentum))": _RECOVERS,
+    "bucketed(masked(momentum))": _DISTINGUISHES,
+    "bucketed(layerwise(momentum))": _DISTINGUISHES,
+}
 
 VARIANTS: dict[str, Entry] = {
     "sgd_warmup": Entry(sgd(tenth_from_zero)),
@@ -208,6 +218,10 @@ VARIANTS: dict[str, Entry] = {
         layerwise(sgd(0.1, momentum=0.9)), more=ISOMETRIES | {"neutral"}
     ),
     "bucketed": Entry(bucketed(adam(0.1), leaves=3, max_size=6)),
+    # C9 knows copies of the parameters by their shapes.
+    "bucketed_dog": Entry(
+        bucketed(dog(), leaves=3, max_size=6), fails=frozenset({"C9"})
+    ),
     "sam_opaque": Entry(
         sam(adam(0.1), chain(normalize(), sgd(0.05)), sync_period=3, opaque_mode=True)
     ),
@@ -246,7 +260,7 @@ def _around(wrapper: str, inner: dict[str, Entry]) -> dict[str, Entry]:
     made = {}
     for inner_name, entry in inner.items():
         if (name := f"{wrapper}({inner_name})") not in REFUSED:
-            transform = WRAPPERS[wrapper](entry.transform)
+            transform = (WRAPPERS | REGROUPING)[wrapper](entry.transform)
             healed = {"C9"} if wrapper == "master_weights" else set()
             healed |= {"C6"} if "params" in transform.needs else set()
             made[name] = Entry(transform, fails=entry.fails - healed)
@@ -262,6 +276,15 @@ TWICE: dict[str, Entry] = {}
 for _wrapper in WRAPPERS:
     TWICE |= _around(_wrapper, _AROUND_ONE)
 
+REGROUPED: dict[str, Entry] = {}
+for _wrapper in REGROUPING:
+    REGROUPED |= _around(_wrapper, {"momentum": RULES["momentum"]})
+_REGROUPED_ONE = dict(REGROUPED)
+for _wrapper in REGROUPING:
+    REGROUPED |= _around(_wrapper, _AROUND_ONE | _REGROUPED_ONE)
+for _wrapper in WRAPPERS:
+    REGROUPED |= _around(_wrapper, _REGROUPED_ONE)
+
 # A sample: each is once the outermost, the middle and the inmost.
 THRICE: dict[str, Entry] = {}
 for _i, _wrapper in enumerate(WRAPPERS):
@@ -271,5 +294,4 @@ for _i, _wrapper in enumerate(WRAPPERS):
 
 # Each by itself, and what is generated from them.
 NAMED: dict[str, Entry] = RULES | VARIANTS
-GENERATED: dict[str, Entry] = ONCE | TWICE | THRICE
-ZOO: dict[str, Entry] = NAMED | GENERATED
+ZOO: dict[str, Entry] = NAMED | ONCE | TWICE | THRICE | REGROUPED
