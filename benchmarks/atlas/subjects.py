@@ -11,6 +11,7 @@ from optax import contrib
 import contrib_algos
 import contrib_core
 import contrib_wrappers
+from contrib_core import AbstractTransform
 from contrib_core.laws import Subject
 from contrib_wrappers import (
     master_weights,
@@ -19,9 +20,15 @@ from contrib_wrappers import (
 )
 
 
+def _schedule_free(inner: AbstractTransform) -> AbstractTransform:
+    """Around what recovers points of its own from parameters, at those that it has
+    moved itself."""
+    return schedule_free(inner, 0.1, base_at="z" if "iterates" in inner.needs else "y")
+
+
 # What everything must compose with.
 _WRAPPERS = {
-    "schedule_free": lambda inner: schedule_free(inner, 0.1),
+    "schedule_free": _schedule_free,
     "split_real_and_imaginary": split_real_and_imaginary,
     "master_weights": master_weights,
 }
