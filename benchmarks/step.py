@@ -1,6 +1,5 @@
 """A whole optimisation step, and what its compiled form says about it."""
 
-import inspect
 import re
 from typing import Any
 
@@ -9,7 +8,7 @@ import optax
 from jax.stages import Compiled
 from jaxtyping import PyTree
 
-from contrib_core import Transform
+from contrib_core import as_transform, Transform
 
 
 def jitted(transform: Transform) -> Any:
@@ -27,10 +26,8 @@ def jitted(transform: Transform) -> Any:
 
 
 def _takes_value(transform: Transform) -> bool:
-    """Whether it needs the loss, or names it as optax's that need it do."""
-    needs = getattr(transform, "needs", None)
-    named = inspect.signature(transform.update).parameters
-    return "value" in (named if needs is None else needs)
+    """Whether it needs the loss."""
+    return "value" in as_transform(transform).needs
 
 
 def state_like(transform: Transform, params: PyTree) -> PyTree:

@@ -69,6 +69,8 @@ class COCOB(AbstractTransform[COCOBState[Tree]]):
     - Statistics are float32 or wider whatever the parameters are, so that `eps` does
         not round to 0 in float16, where optax divides by it.
     - Complex coordinates, of which optax compares numbers that have no order.
+    - Gradients beyond $2^{48}$ in float32 ($2^{384}$ in float64) count as that much, so
+        that their sums stay finite.
     """
 
     alpha: RealLike = 100
@@ -163,9 +165,9 @@ def cocob(
         >>> f = lambda x: jnp.sum(x**2)
         >>> opt = cocob()
         >>> x = jnp.array([1.0, 2.0, 3.0])
-        >>> state = opt.init(x)
+        >>> state, step = opt.init(x), jax.jit(opt.update)
         >>> for _ in range(200):
-        ...     updates, state = opt.update(jax.grad(f)(x), state, x)
+        ...     updates, state = step(jax.grad(f)(x), state, x)
         ...     x = x + updates
         >>> bool(f(x) < 1e-2)
         True
@@ -173,4 +175,6 @@ def cocob(
         ```
     """
     rule = COCOB(alpha, eps)
-    return chain(add_decayed_weights(weight_decay, mask), factor(learning_rate), rule)
+    return chain(
+        add_decayed_weights(weight_decay, mask), factor("cocob", learning_rate), rule
+    )

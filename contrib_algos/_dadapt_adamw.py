@@ -8,8 +8,8 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     at,
-    check_fraction,
     check_nonnegative,
+    check_pair,
     check_positive,
     Count,
     debias,
@@ -85,6 +85,8 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
     - Bias correction is on by default, as it is always in optax; the authors' code has
         it off by default.
     - Second moments of complex parameters are real, of $|g|^2$.
+    - Gradients beyond $2^{48}$ in float32 ($2^{384}$ in float64) count as that much, so
+        that their squares stay finite.
     - Statistics are float32 or wider whatever the parameters are: so the estimate of
         bfloat16 parameters grows while their first steps, of 1e-6, are rounded off.
     """
@@ -97,7 +99,7 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
     use_bias_correction: bool = eqx.field(default=True, kw_only=True, static=True)
 
     def __post_init__(self):
-        check_fraction(self, "betas")
+        check_pair(self, "betas")
         check_positive(self, "estim_lr0")
         check_nonnegative(self, "learning_rate", "eps", "weight_decay")
 
@@ -196,9 +198,9 @@ def dadapt_adamw(
         >>> f = lambda x: jnp.sum(x**2)
         >>> opt = dadapt_adamw()
         >>> x = jnp.array([1.0, 2.0, 3.0])
-        >>> state = opt.init(x)
+        >>> state, step = opt.init(x), jax.jit(opt.update)
         >>> for _ in range(200):
-        ...     updates, state = opt.update(jax.grad(f)(x), state, x)
+        ...     updates, state = step(jax.grad(f)(x), state, x)
         ...     x = x + updates
         >>> bool(f(x) < 1e-2)
         True

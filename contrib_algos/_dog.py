@@ -184,5 +184,5 @@ def dog(
     return chain(
         add_decayed_weights(weight_decay, mask),
         layerwise(rule) if layer_wise else rule,
-        factor(learning_rate),
+        factor("dog", learning_rate),
     )

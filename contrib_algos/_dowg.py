@@ -63,7 +63,9 @@ class DoWG(AbstractTransform[DoWGState[Tree]]):
     **Differences from optax.contrib and from the paper:**
 
     - $0/0$, where `eps` is 0 and no gradient has come yet, is a step of 0.
-    - Statistics are float32 or wider whatever the parameters are.
+    - Statistics are float32 or wider whatever the parameters are. First steps are of
+        size $\bar r_{-1}$, 0.01 by default, below the resolution of bfloat16 parameters
+        above 2: wrap this in `contrib_wrappers.master_weights`.
     - The paper has $\epsilon = 0$; it is in the authors' code.
     """
 
@@ -156,4 +158,6 @@ def dowg(
         ```
     """
     rule = DoWG(init_estim_sq_dist, eps)
-    return chain(add_decayed_weights(weight_decay, mask), rule, factor(learning_rate))
+    return chain(
+        add_decayed_weights(weight_decay, mask), rule, factor("dowg", learning_rate)
+    )

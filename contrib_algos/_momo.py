@@ -18,13 +18,12 @@ from contrib_core import (
     RealLike,
     RealOrSchedule,
     Scalar,
-    times,
     Tree,
     tree,
     zero_count,
 )
 
-from ._polyak import average_products, check_decay, polyak, units
+from ._polyak import average_products, check_decay, decay_of, polyak, units
 
 
 class MomoState(AbstractState[P]):
@@ -84,7 +83,8 @@ class Momo(AbstractTransform[MomoState[Tree]]):
     - Any $\|d_k\| > 0$ is divided by. Optax stands still where its square is below
         2.2e-16: a loss scaled by 1e-9 never trains there.
     - Where $d_k = 0$ the parameters do not move, except for decay, and a learned lower
-        bound stays as it is; so it does where $\alpha$ is 0. In optax it becomes the
+        bound stays as it is; so it does where $\alpha$ is 0, for a null step tells
+        nothing. In optax it becomes the
         loss at the start, and after a warm-up from 0 nothing ever moves.
     - Statistics are float32 or wider whatever the parameters are.
     """
@@ -133,7 +133,7 @@ class Momo(AbstractTransform[MomoState[Tree]]):
         barf = tree.ema(state.barf, value, beta)
 
         alpha = at(self.learning_rate, state.count, like=g)
-        decay = times(self.weight_decay, alpha)
+        decay = decay_of(self, alpha)
         tau, lb = polyak(
             barf,
             offset,

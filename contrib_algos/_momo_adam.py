@@ -20,13 +20,12 @@ from contrib_core import (
     RealLike,
     RealOrSchedule,
     Scalar,
-    times,
     Tree,
     tree,
     zero_count,
 )
 
-from ._polyak import average_products, check_decay, polyak, units
+from ._polyak import average_products, check_decay, decay_of, polyak, units
 
 
 class MomoAdamState(AbstractState[P]):
@@ -85,8 +84,10 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
     learning rate.
 
     **Differences from optax.contrib and from the paper:** as for
-    [`contrib_algos.Momo`][]; and second moments of complex parameters are real, of
-    $|g|^2$.
+    [`contrib_algos.Momo`][]. Second moments of complex parameters are real, of $|g|^2$.
+    Gradients beyond $2^{48}$ in float32 ($2^{384}$ in float64) count as that much, so
+    that their squares stay finite. Steps of 0.01 are below half the resolution of
+    bfloat16 parameters above 4: wrap this in `contrib_wrappers.master_weights`.
     """
 
     learning_rate: RealOrSchedule = 0.01
@@ -144,7 +145,7 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
         step = tree.over_rms(d, v, self.eps, unit)
 
         alpha = at(self.learning_rate, state.count, like=g)
-        decay = times(self.weight_decay, alpha)
+        decay = decay_of(self, alpha)
         tau, lb = polyak(
             barf,
             offset,

@@ -10,6 +10,7 @@ from contrib_core import (
     RealLike,
     RealOrSchedule,
     Scalar,
+    times,
     Tree,
     tree,
 )
@@ -54,11 +55,12 @@ def polyak(
     learned; nor is it where `longest` is 0, for what a null step reaches is the loss.
     Where `curvature` overflows, the step is 0 too.
     """
+    learns = (curvature > 0) & (longest > 0)
     shrink = 1 + decay
     here = tree.finite(shrink * loss + offset - decay * gamma)
     unit = shrink * weight
     if least_bound is not None:
-        too_high = (here < unit * lower_bound) & (curvature > 0)
+        too_high = (here < unit * lower_bound) & learns
         halved = jnp.maximum(here / (2 * unit), least_bound)
         lower_bound = jnp.where(too_high, halved, lower_bound)
     gap = jnp.maximum(here - unit * lower_bound, 0)
@@ -67,8 +69,7 @@ def polyak(
     if least_bound is not None:
         reached = tree.finite((loss + offset - fall / 2) / weight)
         learned = jnp.maximum(reached, least_bound)
-        moves = (curvature > 0) & (longest > 0)
-        lower_bound = jnp.where(moves, learned, lower_bound)
+        lower_bound = jnp.where(learns, learned, lower_bound)
     return Polyak(step_size, lower_bound)
 
 
@@ -83,6 +84,11 @@ def average_products(
     offset = decay * (tree.finite(tree.dot(d, params)) - gamma)
     products = tree.finite(tree.dot(grads, params))
     return tree.finite(offset), tree.ema(gamma, products, decay)
+
+
+def decay_of(rule: Any, learning_rate: Scalar) -> RealLike:
+    r"""$\alpha w$, finite where a schedule or an array is not: it decays to 0."""
+    return times(rule.weight_decay, tree.saturate(learning_rate))
 
 
 def check_decay(rule: Any) -> None:

@@ -12,6 +12,7 @@ from contrib_core import (
     check_at_least_one,
     check_fraction,
     check_nonnegative,
+    check_pair,
     check_positive,
     Count,
     debias,
@@ -120,7 +121,8 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
     growth_rate: RealLike = eqx.field(default=math.inf, kw_only=True)
 
     def __post_init__(self):
-        check_fraction(self, "betas", "beta3")
+        check_pair(self, "betas")
+        check_fraction(self, "beta3")
         check_positive(self, "estim_lr0", "estim_lr_coef")
         check_nonnegative(self, "learning_rate", "eps", "weight_decay")
         check_at_least_one(self, "growth_rate")
@@ -236,9 +238,9 @@ def prodigy(
         >>> f = lambda x: jnp.sum(x**2)
         >>> opt = prodigy()
         >>> x = jnp.array([1.0, 2.0, 3.0])
-        >>> state = opt.init(x)
+        >>> state, step = opt.init(x), jax.jit(opt.update)
         >>> for _ in range(200):
-        ...     updates, state = opt.update(jax.grad(f)(x), state, x)
+        ...     updates, state = step(jax.grad(f)(x), state, x)
         ...     x = x + updates
         >>> bool(f(x) < 1e-2)
         True

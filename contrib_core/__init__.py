@@ -11,7 +11,9 @@ from ._checks import (
     check_at_least_one as check_at_least_one,
     check_fraction as check_fraction,
     check_nonnegative as check_nonnegative,
+    check_pair as check_pair,
     check_positive as check_positive,
+    check_whole as check_whole,
 )
 from ._combine import (
     add_decayed_weights as add_decayed_weights,
@@ -62,6 +64,7 @@ from ._symmetry import (
 )
 from ._transform import (
     AbstractTransform as AbstractTransform,
+    name_of as name_of,
     Transform as Transform,
 )
 from ._types import (

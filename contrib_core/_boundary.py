@@ -74,12 +74,12 @@ def check_gradients(who: str, grads: Tree, params: Tree) -> None:
             continue
         if p.shape != g.shape:
             raise ValueError(
-                f"{who}.update: at {spot(path)} the gradient has shape {g.shape}, the "
+                f"{who}: at {spot(path)} the gradient has shape {g.shape}, the "
                 f"parameter {p.shape}."
             )
         if jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
             raise ValueError(
-                f"{who}.update: at {spot(path)} the gradient is {g.dtype}, the "
+                f"{who}: at {spot(path)} the gradient is {g.dtype}, the "
                 f"parameter {p.dtype}: either both are complex or neither is."
             )
 
@@ -91,7 +91,7 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     for path, p in wanted.items():
         if p is not None and path in given and given[path] is None:
             return (
-                f"{who}.update: the parameter at {spot(path)} ({_type_of(p)}) "
+                f"{who}: the parameter at {spot(path)} ({_type_of(p)}) "
                 "has no gradient. Differentiate all of them, `grads = "
                 "eqx.filter_grad(loss)(model)`; to train only some, give both `init` "
                 "and `update` those, `eqx.filter(model, spec)`."
@@ -99,12 +99,12 @@ def _misfit(who: str, grads: Tree, params: Tree) -> str:
     for path, g in given.items():
         if g is not None and path in wanted and wanted[path] is None:
             return (
-                f"{who}.update: there is a gradient at {spot(path)}, but the parameter "
+                f"{who}: there is a gradient at {spot(path)}, but the parameter "
                 "there is not a floating-point array, so that `init` set it aside. "
                 "Make it one, `jnp.asarray(x)`, or leave it out of the gradients."
             )
     return (
-        f"{who}.update: gradients and parameters differ in structure at {where}. Call "
+        f"{who}: gradients and parameters differ in structure at {where}. Call "
         "`opt.update(grads, state, params)`, with `grads` as `jax.grad` or "
         "`eqx.filter_grad` return them for these params."
     )
@@ -151,10 +151,26 @@ def scalar_value(who: str, value: Any, like: Tree) -> Scalar:
     return tree.scalar(value, like)
 
 
-def of_trainable(grad_fn: Callable[..., Any], model: PyTree[Any]) -> GradFn:
-    """The user's `grad_fn` of a raw model as a function of its trainable leaves."""
+def checked_gradients(who: str, grads: PyTree[Any], params: Tree) -> Tree:
+    """What is trainable of `grads`, no wider than the statistics of `params`.
+
+    **Raises:** `ValueError` unless it fits `params` leaf by leaf.
+    """
+    grads = trainable(grads)
+    check_gradients(who, grads, params)
+    return not_wider(grads, params)
+
+
+def of_trainable(who: str, grad_fn: Callable[..., Any], model: PyTree[Any]) -> GradFn:
+    """The user's `grad_fn` of a raw model as a function of its trainable leaves, whose
+    gradients are checked as those that `update` is given."""
     fixed = jax.tree.map(lambda x: None if eqx.is_inexact_array(x) else x, model)
-    return lambda params, *args: trainable(grad_fn(eqx.combine(params, fixed), *args))
+
+    def of_leaves(params: Tree, *args: Any) -> Tree:
+        grads = grad_fn(eqx.combine(params, fixed), *args)
+        return checked_gradients(f"{who}.update, `grad_fn`", grads, params)
+
+    return of_leaves
 
 
 def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ._checks import check_at_least_one, check_nonnegative
+from ._checks import check_whole
 from ._coordinates import AbstractCoordinateChange, AbstractInnerState
 from ._optax import as_transform
 from ._transform import AbstractTransform, name_of, Transform
@@ -66,8 +66,8 @@ class Bucketed(AbstractCoordinateChange):
     )
 
     def __post_init__(self):
-        check_at_least_one(self, "leaves")
-        check_nonnegative(self, "max_size")
+        check_whole(self, "leaves")
+        check_whole(self, "max_size", least=0)
         inner = as_transform(self.inner)  # Fields are not converted yet.
         if "partition" not in inner.laws and not self.assume_partition:
             raise ValueError(
@@ -78,6 +78,11 @@ class Bucketed(AbstractCoordinateChange):
                 "`chain(bucketed(inner), other)`. If you know that the law holds, as "
                 "of optax.adam, say so: `bucketed(inner, assume_partition=True)`."
             )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `inner` needs, and the parameters, by whose dtypes leaves are joined."""
+        return self.inner.needs | {"params"}
 
     @property
     def laws(self) -> frozenset[str]:

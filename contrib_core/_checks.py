@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 
 def check_fraction(owner: eqx.Module, *names: str) -> None:
@@ -27,6 +28,28 @@ def check_at_least_one(owner: eqx.Module, *names: str) -> None:
     _check(owner, names, "at least 1", lambda x: x >= 1)
 
 
+def check_pair(owner: eqx.Module, name: str) -> None:
+    """The named field must be a pair of numbers, each in [0, 1)."""
+    pair = getattr(owner, name)
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(
+            f"{type(owner).__name__}: `{name}` must be two numbers in [0, 1); "
+            f"got {pair!r}."
+        )
+    check_fraction(owner, name)
+
+
+def check_whole(owner: eqx.Module, *names: str, least: int = 1) -> None:
+    """Each named field must be a whole number, at least `least`."""
+    for name in names:
+        x = getattr(owner, name)
+        if not isinstance(x, int | np.integer) or x < least:
+            raise ValueError(
+                f"{type(owner).__name__}: `{name}` must be a whole number, at least "
+                f"{least}; got {x!r}."
+            )
+
+
 def _check(
     owner: eqx.Module,
     names: tuple[str, ...],
@@ -46,8 +69,8 @@ def _check(
                 raise ValueError(f"{message}, and not a schedule; got {x}.")
             if eqx.is_array(x):
                 return eqx.error_if(x, ~holds(x), f"{message}.")
-            if not holds(x):
-                raise ValueError(f"{message}; got {x}.")
+            if not isinstance(x, int | float | np.number | np.ndarray) or not holds(x):
+                raise ValueError(f"{message}; got {x!r}.")
             return x
 
         value = jax.tree.map(leaf, getattr(owner, name), is_leaf=callable)

@@ -14,7 +14,7 @@ from ._optax import as_transform
 from ._schedule import at, increment, zero_count
 from ._state import AbstractState, Extra
 from ._symmetry import free_of, ISOMETRIES
-from ._transform import AbstractTransform, Transform
+from ._transform import AbstractTransform, name_of, Transform
 from ._types import Count, is_zero, P, RealLike, RealOrSchedule, Scalar, Tree
 
 
@@ -22,12 +22,24 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
     """Transforms in sequence: the updates of one are the gradients of the next.
 
     Its state is the tuple of theirs.
+
+    **Raises:** `ValueError` where updates are scaled or decayed behind a transform that
+    recovers points of its own from where they lead, as all that average do.
     """
 
     transforms: tuple[AbstractTransform, ...]
 
     def __init__(self, *transforms: Transform):
         self.transforms = tuple(as_transform(t) for t in transforms)
+        for i, t in enumerate(self.transforms):
+            behind = next(filter(_rescales, self.transforms[i + 1 :]), None)
+            if "iterates" in t.needs and behind is not None:
+                raise ValueError(
+                    f"Chain: {name_of(t)} recovers points of its own from the "
+                    "parameters, which its updates alone must move, and "
+                    f"{name_of(behind)} would change these. Put it behind: "
+                    f"`chain(..., {name_of(t)})`."
+                )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -66,6 +78,13 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         for i, (t, inner) in enumerate(zip(self.transforms, state, strict=True)):
             merged = merge_metrics(merged, t.metrics(inner), str(i))
         return merged
+
+
+def _rescales(t: AbstractTransform) -> bool:
+    """Whether it is known to change whatever updates it is given."""
+    if isinstance(t, Scale):
+        return t.negate or not (isinstance(t.factor, int | float) and t.factor == 1)
+    return isinstance(t, AddDecayedWeights)
 
 
 def merge_metrics(

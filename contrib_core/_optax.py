@@ -30,13 +30,25 @@ class FromOptax(AbstractTransform[Any]):
     init_fn: Callable[..., Any]
     update_fn: Callable[..., Any]
     extras: frozenset[str] | None = eqx.field(static=True)  # `None` takes any.
+    required: frozenset[str] = eqx.field(static=True)  # Of these, without a default.
 
     def __init__(self, transformation: Transform):
         parameters = inspect.signature(transformation.update).parameters.values()
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.extras = None if takes_any else frozenset(p.name for p in parameters)
+        self.required = frozenset(
+            p.name
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+        )
         self.init_fn = eqxi.closure_to_pytree(transformation.init)
         self.update_fn = eqxi.closure_to_pytree(transformation.update)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The extras that it has no defaults for, as far as its signature tells: that
+        of `optax.chain` does not, nor does any that it needs the parameters."""
+        return self.required
 
     def start(self, params: Tree) -> Any:
         with jax.numpy_dtype_promotion("standard"):

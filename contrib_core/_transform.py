@@ -11,10 +11,9 @@ from jaxtyping import PyTree
 from . import tree
 from ._boundary import (
     check_given,
-    check_gradients,
     check_state,
+    checked_gradients,
     in_precision,
-    not_wider,
     of_trainable,
     own_buffers,
     scalar_value,
@@ -99,16 +98,17 @@ class AbstractTransform(eqx.Module, Generic[S]):
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
         given = {name: x for name, x in given.items() if x is not None}
         check_given(who, self.needs - {"iterates"}, {*given, *rest})
-        grads, model = trainable(grads), given.pop("params", None)
-        if params is not None:
+        model = given.pop("params", None)
+        if params is None:
+            grads = trainable(grads)
+        else:
             params = trainable(params)
-            check_gradients(who, grads, params)
-            grads = not_wider(grads, params)
+            grads = checked_gradients(f"{who}.update", grads, params)
         like = grads if params is None else params
         if value is not None:
             given["value"] = scalar_value(who, value, like)
         if grad_fn is not None:
-            given["grad_fn"] = of_trainable(grad_fn, model)
+            given["grad_fn"] = of_trainable(who, grad_fn, model)
         rule = in_precision(self, (grads, like))
         updates, new_state = rule.step(grads, state, params, Extra(rest | given))
         check_state(who, state, new_state)

@@ -254,14 +254,14 @@ def divide(
 
 
 def divider(eps: RealLike) -> Callable[[Any, Any], Any]:
-    """What divides by `y + eps` for `y >= 0`: `divide` where `eps` is a Python 0, and
-    else plain division, which is one operation less."""
-    return divide if is_zero(eps) else operator.truediv
+    """What divides by `y + eps` for `y >= 0`: plain division where `eps` is a number
+    above 0, and else, for it may be 0, `divide`, which is one operation more."""
+    known = isinstance(eps, int | float) and eps > 0
+    return operator.truediv if known else divide
 
 
 def over_rms(x: Tree, v: Tree, eps: RealLike, unit: RealLike = 1) -> Tree:
-    """`x / (√v · unit + eps)`, as Adam divides by its second moment; 0 at 0/0 where
-    `eps` is a Python 0."""
+    """`x / (√v · unit + eps)`, as Adam divides by its second moment; 0 at 0/0."""
     quotient = divider(eps)
     return map(
         lambda x, v, eps, unit: quotient(x, sqrt(v) * unit + eps), x, v, eps, unit

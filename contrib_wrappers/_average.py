@@ -143,6 +143,8 @@ class Average(AbstractTransform[AverageState[Tree]]):
         [`contrib_wrappers.polynomial_decay`][], [`contrib_wrappers.uniform`][],
         [`contrib_wrappers.exponential`][], or another with $w_1 = 1$.
 
+    **Raises:** `ValueError` for a `weight` that is no function, or makes one.
+
     **Differences from optax.contrib and from the paper:** optax.contrib has no such
     wrapper. The weights and the average are those of the authors' code, rounded to the
     average's dtype so that $w_t$ and $1 - w_t$ add up to 1 exactly.
@@ -150,6 +152,19 @@ class Average(AbstractTransform[AverageState[Tree]]):
 
     inner: AbstractTransform = eqx.field(converter=as_transform)
     weight: Schedule = PolynomialDecay()
+
+    def __post_init__(self):
+        is_recipe = self.weight in (polynomial_decay, uniform, exponential)
+        if is_recipe or isinstance(self.weight, type):
+            raise ValueError(
+                f"Average: `weight` makes weights when it is called: "
+                f"`average(inner, {self.weight.__name__}())`."
+            )
+        if not callable(self.weight):
+            raise ValueError(
+                "Average: `weight` must be a function of the count from 1 on, whose "
+                f"first value is 1, such as `uniform()`; got {self.weight!r}."
+            )
 
     @property
     def needs(self) -> frozenset[str]:

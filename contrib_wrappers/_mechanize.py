@@ -11,9 +11,9 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     as_transform,
-    check_at_least_one,
     check_nonnegative,
     check_positive,
+    check_whole,
     Count,
     Extra,
     free_of,
@@ -21,6 +21,7 @@ from contrib_core import (
     is_zero,
     ISOMETRIES,
     merge_metrics,
+    name_of,
     P,
     RealLike,
     Scalar,
@@ -39,10 +40,10 @@ class MechanicState(AbstractState[P]):
 
     base_optimizer_state: Any
     count: Count  # t
-    r: Any  # r_t, rewards
-    m: Any  # m_t, the largest |h|
-    v: Any  # v_t, sums of h^2
-    s: Any  # s_t, whose sum S_t is the learned scale
+    r: Float[Array, " n"]  # r_t, rewards
+    m: Float[Array, " n"]  # m_t, the largest |h|
+    v: Float[Array, " n"]  # v_t, sums of h^2
+    s: Float[Array, " n"]  # s_t, whose sum S_t is the learned scale
     x0: P  # x_0
     delta: P | None = None  # \Delta_t; None where x_t - x_0 tells.
 
@@ -72,11 +73,12 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
 
     The scale multiplies whatever the base optimizer does: give that a learning rate of
     1, or a schedule that peaks at 1. Recovered from the parameters, $\Delta$ is lost
-    where a step is below half their resolution: then nothing moves, so that nothing is
-    learned, and it stays so for ever. In float32 neither `mechanize(adam(1e-3))` nor
-    `mechanize(dog())`, whose first updates are small too, ever leaves parameters of
-    size 1; with `store_delta` they do. The metrics tell: as long as nothing has moved,
-    `mechanize/reward` is exactly 0.
+    where a step $s_\text{init} u$ is below half their resolution: then nothing moves,
+    so that nothing is learned, and it stays so for ever. In float32 steps of 1, as
+    those of Adam and Lion, move parameters up to 16. Neither `mechanize(adam(1e-3))`
+    nor `mechanize(dog())` ever leaves parameters of size 1, nor does gradient descent
+    with gradients of 1e-2: with `store_delta` or a larger `s_init` they do. The metrics
+    tell: as long as nothing has moved, `mechanize/reward` is exactly 0.
 
     ??? cite "Reference"
 
@@ -91,7 +93,8 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
     - `weight_decay`: $\lambda \ge 0$, dimensionless; it decays the scale, and not the
         parameters.
     - `eps`: $\epsilon > 0$, beside rewards, in units of $h$; beside $S$ and $\|x\|$.
-    - `s_init`: $s_\text{init} > 0$, the first (under)estimate of the scale.
+    - `s_init`: $s_\text{init} > 0$, the first (under)estimate of the scale: $S_1$, as
+        long as there is no reward. $S_0 = n s_\text{init}$ multiplies nothing.
     - `num_betas`: $n \ge 1$, how many decay rates there are.
     - `store_delta`: whether to keep $\Delta$ in the state, as float32 or wider.
 
@@ -122,12 +125,12 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
     def __post_init__(self):
         check_nonnegative(self, "weight_decay")
         check_positive(self, "eps", "s_init")
-        check_at_least_one(self, "num_betas")
+        check_whole(self, "num_betas")
         base = as_transform(self.base_optimizer)  # Fields are not converted yet.
         if "iterates" in base.needs:
-            name = type(base).__name__
+            name = name_of(base)
             raise ValueError(
-                f"Mechanize({name}(...)): {name} recovers points of its own from the "
+                f"Mechanize({name}): {name} recovers points of its own from the "
                 "parameters. They would be wrong, because its updates are rescaled. "
                 "Give Mechanize an optimizer such as adam(1.0); wrappers go around it, "
                 'as in `schedule_free(mechanize(base), lr, base_at="z")`.'
@@ -282,9 +285,9 @@ def mechanize(
         >>> f = lambda x: jnp.sum(x**2)
         >>> opt = mechanize(adam(1.0))
         >>> x = jnp.array([1.0, 2.0, 3.0])
-        >>> state = opt.init(x)
+        >>> state, step = opt.init(x), jax.jit(opt.update)
         >>> for _ in range(200):
-        ...     updates, state = opt.update(jax.grad(f)(x), state, x)
+        ...     updates, state = step(jax.grad(f)(x), state, x)
         ...     x = x + updates
         >>> bool(f(x) < 1e-2)
         True

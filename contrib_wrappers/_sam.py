@@ -11,13 +11,14 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     as_transform,
-    check_at_least_one,
     check_nonnegative,
+    check_whole,
     Count,
     Extra,
     increment,
     ISOMETRIES,
     merge_metrics,
+    name_of,
     P,
     RealLike,
     Scalar,
@@ -117,18 +118,24 @@ class SAM(AbstractTransform[SAMState[Tree]]):
     eta: RealLike = eqx.field(default=0.01, kw_only=True)
 
     def __post_init__(self):
-        check_at_least_one(self, "sync_period")
+        check_whole(self, "sync_period")
         check_nonnegative(self, "eta")
         # Fields are not converted yet.
         optimizer = as_transform(self.optimizer)
         adversary = as_transform(self.adv_optimizer)
         if "iterates" in adversary.needs:
-            name = type(adversary).__name__
             raise ValueError(
-                f"SAM: the adversary {name}(...) recovers points of its own from the "
-                "parameters. They would be wrong, because these are moved against its "
-                "updates. Take one that does not, as `chain(normalize(), sgd(rho))`; "
-                "as `optimizer` it is right."
+                f"SAM: the adversary {name_of(adversary)} recovers points of its own "
+                "from the parameters. They would be wrong, because these are moved "
+                "against its updates. Take one that does not, as "
+                "`chain(normalize(), sgd(rho))`; as `optimizer` it is right."
+            )
+        if self.batch_axis_name is not None and not self.opaque_mode:
+            raise ValueError(
+                f"SAM: batch_axis_name={self.batch_axis_name!r} is the axis over which "
+                "the gradients of `grad_fn` are averaged, so it is for opaque mode: "
+                "say opaque_mode=True, or average the gradients for `update` yourself, "
+                "by `jax.lax.pmean`."
             )
         if self._hides_steps and "value" in optimizer.needs | adversary.needs:
             raise ValueError(

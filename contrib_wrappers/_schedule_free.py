@@ -25,6 +25,7 @@ from contrib_core import (
     ISOMETRIES,
     LinearWarmup,
     merge_metrics,
+    name_of,
     P,
     RealLike,
     RealOrSchedule,
@@ -115,7 +116,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
             )
         if self.base_at == "y" and "iterates" in base.needs:
             raise ValueError(
-                f"ScheduleFree: {type(base).__name__} recovers points "
+                f"ScheduleFree: {name_of(base)} recovers points "
                 "of its own from parameters that it alone has moved. These are z, and "
                 'not y: say base_at="z".'
             )

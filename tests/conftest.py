@@ -15,15 +15,15 @@ from typing import Any
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 PACKAGES = ["contrib_core", "contrib_algos", "contrib_wrappers"]
-_hook = install_import_hook(PACKAGES, "beartype.beartype")
+_hook = jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
 
 # jaxtyping makes a function for each tree, and inspects its signature for each leaf,
 # which is half of the time that tracing takes. Whether something is of a class can be
@@ -53,12 +53,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-def pytest_addoption(parser: pytest.Parser):
-    parser.addoption(
-        "--matrix",
-        action="store_true",
-        help="check the whole contract over every transform, and not one law in turn",
-    )
+@pytest.fixture
+def unchecked():
+    """What users have, who do not check types."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -12,15 +12,20 @@ from jax import lax
 from benchmarks.step import bytes_accessed, bytes_of, compiled, temporary_bytes
 from contrib_algos import adam, dog, sgd
 from contrib_core import (
+    add_decayed_weights,
     apply_updates,
+    Chain,
     chain,
     masked,
     scale,
+    scale_by_learning_rate,
     tree,
 )
 from contrib_core.laws import assert_lawful
 from contrib_wrappers import (
+    Average,
     average,
+    Exponential,
     exponential,
     master_weights,
     polynomial_decay,
@@ -297,3 +302,35 @@ def test_price_is_one_tree_read_and_written_and_the_iterates_once_more(inner):
     more = (bytes_accessed(averaged) - bytes_accessed(plain)) / unit
     assert more == pytest.approx(3, abs=0.01)
     assert temporary_bytes(averaged) <= temporary_bytes(plain) + 0.01 * unit
+
+
+@pytest.mark.parametrize(
+    "weight, what",
+    [
+        (uniform, r"`average\(inner, uniform\(\)\)`"),
+        (polynomial_decay, r"`average\(inner, polynomial_decay\(\)\)`"),
+        (exponential, r"`average\(inner, exponential\(\)\)`"),
+        (Exponential, r"`average\(inner, Exponential\(\)\)`"),
+        (0.5, "must be a function of the count .*; got 0.5"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_weights_that_are_none_are_refused(weight: Any, what: str):
+    with pytest.raises(ValueError, match=f"Average: .*{what}"):
+        Average(sgd(0.1), weight)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [scale(0.5), scale_by_learning_rate(0.1), add_decayed_weights(0.1)],
+    ids=["scale", "learning-rate", "decay"],
+)
+def test_what_is_behind_an_average_may_not_change_its_updates(behind):
+    averaging = average(sgd(0.1))
+    for inner in (averaging, chain(scale(1.0), masked(averaging, True))):
+        with pytest.raises(
+            ValueError, match=r"^Chain: .*Average\(Scale\).* Put it behind"
+        ):
+            chain(inner, scale(1.0), behind)
+    for right in (Chain(behind, averaging, scale(1.0)), Chain(behind, averaging)):
+        assert right.needs >= {"iterates"}

@@ -37,6 +37,7 @@ from contrib_core import (
 from contrib_wrappers import (
     average,
     master_weights,
+    sam,
     schedule_free,
     schedule_free_adamw,
     schedule_free_sgd,
@@ -495,6 +496,23 @@ def test_grad_fn_of_narrow_parameters_gets_narrow_ones_from_master_weights():
     updates, _ = opt.update(params, opt.init(params), params, grad_fn=grad_fn)
     assert seen == [jnp.bfloat16]
     np.testing.assert_array_equal(updates, jnp.array([-2.0, -4.0], jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "returned, what",
+    [
+        (lambda p: jnp.ones(()), r"the gradient has shape \(\), the parameter \(3,\)"),
+        (lambda p: jnp.ones(4), r"the gradient has shape \(4,\)"),
+        (lambda p: lax.complex(p, p), "either both are complex or neither is"),
+        (lambda p: (jnp.ones(()), p), "gradients and parameters differ in structure"),
+    ],
+    ids=["shape", "longer", "complex", "value-and-grad"],
+)
+def test_what_grad_fn_returns_is_checked_as_gradients_are(returned, what):
+    x = jnp.arange(3.0)
+    opt = sam(sgd(0.1), sgd(0.1), opaque_mode=True)
+    with pytest.raises(ValueError, match=rf"^SAM\(.*\).update, `grad_fn`: .*{what}"):
+        opt.update(x, opt.init(x), x, grad_fn=lambda params, i: returned(params))
 
 
 # Masks

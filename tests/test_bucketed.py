@@ -442,3 +442,19 @@ def test_settled_twice_is_settled():
     opt = bucketed(adam(0.1), 3)
     assert opt.settled(params).settled(params) == opt.settled(params)
     assert isinstance(opt, Bucketed)
+
+
+def test_parameters_are_asked_for_since_their_dtypes_decide_what_is_joined():
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2), "c": jnp.ones(3)}
+    grads = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    opt = bucketed(adam(0.1))
+    with pytest.raises(ValueError, match=r"Bucketed\(.*\).update needs `params`"):
+        opt.update(grads, opt.init(params))
+    updates, _ = opt.update(grads, opt.init(params), params)
+    assert eqx.tree_equal(updates, adam(0.1).update(grads, adam(0.1).init(params))[0])
+
+
+@pytest.mark.parametrize("sizes", [{"leaves": 2.5}, {"leaves": 0}, {"max_size": -1}])
+def test_sizes_are_whole_numbers(sizes: Any):
+    with pytest.raises(ValueError, match="Bucketed: `.*` must be a whole number"):
+        Bucketed(adam(0.1), **sizes)

@@ -75,7 +75,13 @@ def modes(promotion: str, rank: str) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=[("strict", "raise"), ("standard", "allow")], ids=lambda p: p[0])
+@pytest.fixture(
+    params=[
+        pytest.param(("strict", "raise"), marks=pytest.mark.thorough),
+        ("standard", "allow"),
+    ],
+    ids=lambda p: p[0],
+)
 def promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     with modes(*request.param):
         yield

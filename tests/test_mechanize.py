@@ -1,6 +1,7 @@
 """Mechanic: what it computes, what it survives, and where it differs from optax."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from contrib_core import (
     chain,
     Extra,
     masked,
+    name_of,
     scale,
     Tree,
     tree,
@@ -567,9 +569,15 @@ class Hidden(AbstractTransform[None]):
     "base", [Hidden(), chain(scale(1.0), Hidden()), mechanize(sgd(1.0))]
 )
 def test_bases_with_points_of_their_own_are_refused(base: AbstractTransform):
-    name = type(base).__name__
-    with pytest.raises(ValueError, match=rf"Mechanize\({name}\(\.\.\.\)\).*base_at="):
+    name = re.escape(name_of(base))
+    with pytest.raises(ValueError, match=rf"Mechanize\({name}\).*base_at="):
         mechanize(base)
+
+
+def test_what_a_base_of_optax_requires_is_named():
+    opt = mechanize(peer.momo())
+    with pytest.raises(ValueError, match="needs `value`: call .*params, value=loss"):
+        opt.update(START, opt.init(START), START)
 
 
 def test_bases_of_optax():
@@ -634,6 +642,7 @@ def test_losses_are_differentiable_in_every_hyperparameter(store_delta: bool):
         ("s_init", 0.0),
         ("s_init", math.nan),
         ("num_betas", 0),
+        ("num_betas", 2.5),
     ],
 )
 def test_numbers_out_of_range_are_refused(name: str, value: Any):

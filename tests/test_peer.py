@@ -304,6 +304,14 @@ def test_cocob_leaves_alone_what_has_no_gradient_in_float16_where_optax_0_2_8_is
     assert np.isfinite(ours).all() and ours[-1, 0] < start[0]
 
 
+def test_cocob_bets_in_the_plane_where_optax_0_2_8_orders_complex_numbers():
+    start = jnp.array([3 + 4j, -1j], jnp.complex64)
+    theirs, _ = run(peer.cocob(), gradient, 500, start)
+    assert not np.all(np.abs(theirs[-1]) < 1)  # NaN, or wherever it went.
+    ours, _ = run(cocob(), gradient, 500, start)
+    assert np.all(np.abs(ours[-1]) < 0.1)
+
+
 def run_with_value(opt: Any, factor: float, num_steps: int) -> tuple[Any, Any]:
     """As `run`, on the squared norm times `factor`, for rules that need its value."""
 

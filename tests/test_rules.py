@@ -378,7 +378,7 @@ def after_two_steps(opt: Any, params: Any) -> tuple[Any, Any]:
     state = opt.init(params)
     for _ in range(2):
         grads = jax.tree.map(lambda x: x**2 + 1, eqx.filter(params, eqx.is_array))
-        updates, state = opt.update(grads, state, params)
+        updates, state = opt.update(grads, state, params, value=1.0)
         params = eqx.apply_updates(params, updates)
     return state, params
 
@@ -564,11 +564,26 @@ def test_master_weights_do_not_copy_wide_leaves():
 
 DOG = {"dog/distance", "dog/step_size"}
 PRODIGY = {"prodigy/distance", "prodigy/step_size"}
+
+
+def of(rule: str, *quantities: str) -> set[str]:
+    return {f"{rule}/{quantity}" for quantity in quantities}
+
+
 METRICS: dict[str, tuple[AbstractTransform, set[str]]] = {
     "sgd": (sgd(0.1), set()),
     "dog": (dog(weight_decay=0.1), DOG),
     "prodigy": (prodigy(), PRODIGY),
     "schedule_free": (schedule_free(dog(), 1.0), DOG | {"schedule_free/weight"}),
+    "dowg": (dowg(), of("dowg", "distance", "step_size")),
+    "cocob": (cocob(), of("cocob", "reward")),
+    "dadapt_adamw": (dadapt_adamw(), of("dadapt_adamw", "distance", "step_size")),
+    "momo": (momo(), of("momo", "lower_bound", "step_size")),
+    "momo_adam": (momo_adam(), of("momo_adam", "lower_bound", "step_size")),
+    "mechanize": (mechanize(dog()), DOG | of("mechanize", "reward", "step_size")),
+    "average": (average(dog()), DOG | of("average", "weight")),
+    "sam": (sam(dog(), prodigy()), DOG | PRODIGY),
+    "sam-twice": (sam(dog(), dog()), DOG | {f"adv/{name}" for name in DOG}),
     "split": (split_real_and_imaginary(dog()), DOG),
     "masked": (masked(dog(), True), DOG),
     "master_weights": (master_weights(dog()), DOG),
@@ -607,6 +622,57 @@ def test_metrics_are_the_step_sizes_that_were_taken():
     assert prodigy().metrics(state)["prodigy/step_size"] == state.estim_lr
     state, _ = after_two_steps(SF, params)
     np.testing.assert_allclose(SF.metrics(state)["schedule_free/weight"], 1 / 2)
+
+
+@pytest.mark.parametrize(
+    "opt, direction",
+    [
+        (dowg(), lambda g, state: g),
+        (momo(), lambda g, state: state.exp_avg),
+        # The third step, with the bias of second moments corrected.
+        (
+            momo_adam(eps=0.0),
+            lambda g, state: (
+                state.exp_avg / jnp.sqrt(state.exp_avg_sq / (1 - 0.999**3))
+            ),
+        ),
+    ],
+    ids=["dowg", "momo", "momo_adam"],
+)
+def test_the_step_size_reported_is_what_multiplied_the_direction(opt, direction):
+    state, moved = after_two_steps(opt, jnp.arange(1, 4.0))
+    g = jnp.array([1.0, -2.0, 3.0])
+    updates, state = opt.update(g, state, moved, value=1.0)
+    (name,) = [name for name in opt.metrics(state) if name.endswith("/step_size")]
+    expected = -opt.metrics(state)[name] * direction(g, state)
+    assert np.abs(expected).min() > 0
+    np.testing.assert_allclose(updates, expected, rtol=1e-4)
+
+
+def test_estimates_and_rewards_are_reported():
+    params = jnp.arange(3.0)
+    state, _ = after_two_steps(dadapt_adamw(), params)
+    metrics = dadapt_adamw().metrics(state)
+    assert metrics["dadapt_adamw/distance"] == state.estim_lr > 0
+    assert metrics["dadapt_adamw/step_size"] == state.estim_lr
+    state, moved = after_two_steps(cocob(), params)
+    assert cocob().metrics(state)["cocob/reward"] == jnp.sum(state.reward) > 0
+    for rule in (momo(lower_bound=-2.0), momo_adam(lower_bound=-2.0)):
+        state, _ = after_two_steps(rule, params)
+        (name,) = [x for x in rule.metrics(state) if x.endswith("/lower_bound")]
+        assert rule.metrics(state)[name] == -2.0
+
+
+@pytest.mark.parametrize(
+    "rule, distance", [(dowg(), 3.0), (momo_adam(), 10.0)], ids=["dowg", "momo_adam"]
+)
+def test_steps_below_the_resolution_need_a_wide_copy(rule, distance):
+    assert "contrib_wrappers.master_weights" in (type(rule).__doc__ or "")
+    start = jnp.full(3, distance, jnp.bfloat16)
+    stuck, _ = descend(rule, start, its_gradient, 1000)
+    np.testing.assert_array_equal(stuck[-1], start)
+    moved, _ = descend(master_weights(rule), start, its_gradient, 3000)
+    assert np.abs(moved[-1].astype(jnp.float32)).max() < 0.1 * distance
 
 
 # Hyperparameters
@@ -696,6 +762,52 @@ def test_a_polyak_step_without_a_learning_rate_has_none_to_decay_by():
         with pytest.raises(ValueError, match="must then be finite"):
             rule(math.inf, weight_decay=0.1)
         rule(math.inf, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("rule", [momo, momo_adam])
+@pytest.mark.parametrize("weight_decay", [0.1, jnp.array(0.0)])
+@pytest.mark.parametrize("rate", [jnp.array(math.inf), lambda count: jnp.inf])
+def test_infinite_rates_that_are_not_known_to_be_do_no_harm(rule, weight_decay, rate):
+    points, states = descend(
+        rule(rate, weight_decay=weight_decay), jnp.arange(3.0), its_gradient, 5
+    )
+    assert np.isfinite(points).all() and np.isfinite(states.step_size).all()
+    assert np.abs(points[-1]).max() < 1  # To the origin, which it decays to.
+
+
+def test_an_eps_of_0_as_an_array_is_a_number_of_0():
+    grads, params = jnp.array([1.0, 0.0, 2.0]), jnp.arange(3.0)
+    for make in (adam, cocob, dadapt_adamw, momo_adam, prodigy):
+
+        def update(eps: Any, make: Any = make) -> Array:
+            opt = make(1.0, eps=eps)
+            return opt.update(grads, opt.init(params), params, value=1.0)[0]
+
+        expected = update(0.0)
+        assert expected[1] == 0 and np.abs(expected[::2]).min() > 0
+        found = jax.vmap(update)(jnp.array([1.0, 0.0]))[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", [cocob, dog, dowg])
+def test_negative_factors_are_refused(recipe):
+    with pytest.raises(ValueError, match=f"{recipe.__name__}: `learning_rate` must be"):
+        recipe(-1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("recipe", [dadapt_adamw, prodigy])
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), ("0.9", 0.999)])
+def test_betas_are_two_numbers(recipe, betas):
+    with pytest.raises(ValueError, match="`betas` must be.* in \\[0, 1\\); got"):
+        recipe(betas=betas)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_text_is_no_hyperparameter():
+    with pytest.raises(ValueError, match="`learning_rate` must be at least 0; got '1'"):
+        make: Any = dadapt_adamw
+        make("1")
 
 
 def test_pairs_of_decay_rates_are_checked_one_by_one():
@@ -869,8 +981,19 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
     "make",
-    [adam, dog, prodigy, schedule_free_sgd, lambda lr: schedule_free(sgd(lr), lr)],
-    ids=["adam", "dog", "prodigy", "schedule_free_sgd", "schedule_free"],
+    [
+        *(adam, cocob, dadapt_adamw, dog, dowg, momo, momo_adam, prodigy),
+        schedule_free_sgd,
+        lambda lr: schedule_free(sgd(lr), lr),
+        lambda lr: mechanize(sgd(lr), s_init=0.01),
+        lambda lr: sam(sgd(lr), scale_by_learning_rate(0.05)),
+        lambda lr: average(sgd(0.1), lambda count: jnp.minimum(1, lr(count - 1))),
+    ],
+    ids=[
+        *("adam", "cocob", "dadapt_adamw", "dog", "dowg", "momo", "momo_adam"),
+        *("prodigy", "schedule_free_sgd", "schedule_free", "mechanize", "sam"),
+        "average",
+    ],
 )
 def test_schedules_may_return_any_type(make, name):
     """Nothing drifts, and the values are those that the schedule returned."""

@@ -661,6 +661,22 @@ def test_claims(opt: SAM):
     assert_lawful(opt, laws=["algebra", "wrapper"])
 
 
+def test_an_axis_for_gradients_that_are_not_asked_for_is_refused():
+    with pytest.raises(ValueError, match="batch_axis_name='batch'.*opaque_mode=True"):
+        sam(sgd(0.1), adversary(), batch_axis_name="batch")
+
+
+@pytest.mark.parametrize("period", [0, 2.5, "2"])
+def test_a_period_is_a_whole_number(period: Any):
+    with pytest.raises(ValueError, match="`sync_period` must be a whole number"):
+        SAM(sgd(0.1), adversary(), period)
+
+
+def test_what_optimizers_of_optax_require_is_known():
+    with pytest.raises(ValueError, match="in opaque mode the `value`"):
+        sam(peer.momo(), adversary(), opaque_mode=True)
+
+
 def test_laws_of_sam():
     laws = {"sam_period", "sam_radius", "sam_modes"}
     assert_lawful(sam, declared=laws, laws="wrapper")

@@ -482,7 +482,14 @@ def empty_trees_have_defined_results(t: ModuleType, dtypes: tuple[str, ...]) -> 
     return check
 
 
-@pytest.mark.parametrize("name, key", CASES)
+# Mixed trees hold leaves of every dtype.
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        pytest.param(*case, marks=() if "mixed" in case[1] else pytest.mark.thorough)
+        for case in CASES
+    ],
+)
 def test_law(name: str, key: str):
     dtypes = DTYPES[key]
     with precision(*dtypes):
