@@ -76,6 +76,7 @@ from ._types import (
     RealOrSchedule as RealOrSchedule,
     S as S,
     Scalar as Scalar,
+    Scalars as Scalars,
     Schedule as Schedule,
     times as times,
     Tree as Tree,

@@ -17,8 +17,9 @@ class AbstractState(eqx.Module, Generic[P]):
     """Base of all states. The annotation of a field is its role.
 
     `P` is a tree shaped like the parameters, `Scalar` a real number in the accumulator
-    dtype, `Count` an int32 step counter, `Flag` a truth value; anything else is the
-    state of an inner transform. States are final: they are never subclassed further.
+    dtype, `Scalars` a vector of some, `Count` an int32 step counter, `Flag` a truth
+    value; anything else is the state of an inner transform. States are final: they are
+    never subclassed further.
     """
 
 

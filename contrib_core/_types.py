@@ -19,6 +19,9 @@ Tree: TypeAlias = PyTree[Inexact[Array, "..."]]
 Scalar: TypeAlias = Float[Array, ""]
 """Role of a state's field: a real number in the accumulator dtype."""
 
+Scalars: TypeAlias = Float[Array, " n"]
+"""Role of a state's field: several real numbers in the accumulator dtype."""
+
 Count: TypeAlias = Int32[Array, ""]
 """Role of a state's field: a step counter."""
 

@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from contrib_core import (
     AbstractState,
@@ -25,6 +24,7 @@ from contrib_core import (
     P,
     RealLike,
     Scalar,
+    Scalars,
     Transform,
     Tree,
     tree,
@@ -40,10 +40,10 @@ class MechanicState(AbstractState[P]):
 
     base_optimizer_state: Any
     count: Count  # t
-    r: Float[Array, " n"]  # r_t, rewards
-    m: Float[Array, " n"]  # m_t, the largest |h|
-    v: Float[Array, " n"]  # v_t, sums of h^2
-    s: Float[Array, " n"]  # s_t, whose sum S_t is the learned scale
+    r: Scalars  # r_t, rewards
+    m: Scalars  # m_t, the largest |h|
+    v: Scalars  # v_t, sums of h^2
+    s: Scalars  # s_t, whose sum S_t is the learned scale
     x0: P  # x_0
     delta: P | None = None  # \Delta_t; None where x_t - x_0 tells.
 
@@ -217,7 +217,7 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
         )
         return updates, new_state
 
-    def _betas(self, like: Tree) -> Float[Array, " n"]:
+    def _betas(self, like: Tree) -> Scalars:
         rates = [1 - 0.1**i for i in range(1, self.num_betas + 1)]
         return jnp.asarray(rates, tree.accumulator_dtype(like))
 
@@ -231,7 +231,7 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
         size = tree.sqrt(tree.finite(tree.sq_norm(params)))
         return self.weight_decay * total * tree.divide(norm, size + self.eps)
 
-    def _learn(self, h: Scalar, state: MechanicState[Tree]) -> tuple[Array, ...]:
+    def _learn(self, h: Scalar, state: MechanicState[Tree]) -> tuple[Scalars, ...]:
         """The next $r$, $m$, $v$ and $s$."""
         betas = self._betas(h)
         m = jnp.maximum(betas * state.m, jnp.abs(h) + self.eps)

@@ -26,7 +26,16 @@ from jaxtyping import TypeCheckError
 import contrib_algos
 import contrib_core
 import contrib_wrappers
-from contrib_core import AbstractState, AbstractTransform, Count, Flag, P, Scalar, tree
+from contrib_core import (
+    AbstractState,
+    AbstractTransform,
+    Count,
+    Flag,
+    P,
+    Scalar,
+    Scalars,
+    tree,
+)
 
 
 ROOT = Path(__file__).parent.parent
@@ -448,7 +457,7 @@ def test_classes_between_are_found(cls: type):
 
 def not_roles(cls: type) -> Violations:
     """Fields whose annotation is not the role that it has in the state."""
-    roles = [P, Scalar, Count, Flag, Any, type(None)]
+    roles = [P, Scalar, Scalars, Count, Flag, Any, type(None)]
 
     def is_role(annotation: Any) -> bool:
         if any(annotation is role for role in roles):

@@ -278,13 +278,14 @@ def test_in_a_mask_the_rest_is_as_it_is():
     assert not np.allclose(evaluated["w"][-1], iterates["w"][-1], atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "opt, more",
     [
         (average(sgd(0.1)), set()),
         (average(schedule_free_sgd(0.5)), set()),
-        # How far back it looks decides whether the first guess still shows: the uniform
-        # average does not claim this, and breaks it.
+        # How far back it looks decides whether the first guess still shows.
+        (average(dog(), uniform()), set()),
         (average(dog()), {"initial_guess"}),
     ],
 )

@@ -347,6 +347,7 @@ def test_where_all_leaves_start_and_the_unit_of_the_loss_do_not_matter(
         np.testing.assert_allclose(found[name], moved, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "opt, more",
     [

@@ -4,7 +4,6 @@ All runs are in float64, on gradients from NumPy that both sides share bit for b
 steps on ill-conditioned least squares with noise and on logistic regression.
 """
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -357,51 +356,6 @@ def test_as_optax(name: str, problem: Problem):
         expected = trajectory(theirs, problem, eval_params, ours.needs)
     assert distance(trained, expected[0], problem.params) <= TOLERANCE
     assert distance(evaluated, expected[1], problem.params) <= TOLERANCE
-
-
-# Mechanic drives the scale up to where the loss no longer falls. There most
-# trajectories amplify a difference of 1e-16 to one of 1e-3 in 160 steps, whatever
-# computes them; so these are compared a step at a time, from the same point and state.
-MECHANICS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "sgd": lambda: (mechanize(sgd(1.0)), peer.mechanize(optax.sgd(1.0))),
-    "momentum": lambda: (
-        mechanize(sgd(1.0, 0.9), 0.1, 1e-6, 1e-4, 3),
-        peer.mechanize(optax.sgd(1.0, 0.9), 0.1, 1e-6, 1e-4, 3),
-    ),
-    "adam": lambda: (mechanize(adam(1.0)), peer.mechanize(optax.adam(1.0))),
-    "adam-no_decay": lambda: (
-        mechanize(adam(Rates(COSINE)), 0.0),
-        peer.mechanize(optax.adam(Rates(COSINE)), 0.0),
-    ),
-}
-
-
-@functools.cache
-def mechanics(name: str) -> tuple[Any, Any]:
-    return MECHANICS[name]()
-
-
-@over_problems
-@pytest.mark.parametrize("name", MECHANICS)
-def test_each_step_of_mechanize_as_optax(name: str, problem: Problem):
-    ours, theirs = mechanics(name)
-    params = jax.tree.map(jnp.asarray, problem.params)
-    state, their_state = ours.init(params), theirs.init(params)
-    for i in range(NUM_STEPS):
-        _, grads = problem.value_and_grad(params, i)
-        moved, state, _ = step(ours, where_trained, {}, grads, state, params)
-        with jax.numpy_dtype_promotion("standard"):
-            params, their_state, _ = step(
-                theirs, where_trained, {}, grads, their_state, params
-            )
-        learned = {name: getattr(their_state, name) for name in ("r", "m", "v", "s")}
-        for name, expected in learned.items():
-            np.testing.assert_allclose(
-                getattr(state, name), expected, TOLERANCE, TOLERANCE * state.m.max()
-            )
-        for name, leaf in params.items():
-            np.testing.assert_allclose(moved[name], leaf, TOLERANCE)
-        state = dataclasses.replace(state, x0=their_state.x0, **learned)
 
 
 # Complex parameters

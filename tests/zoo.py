@@ -211,7 +211,7 @@ VARIANTS: dict[str, Entry] = {
     ),
     "mechanize_adam": Entry(mechanize(adam(1.0), weight_decay=0.0)),
     "mechanize_delta": Entry(mechanize(sgd(1.0, momentum=0.9), store_delta=True)),
-    "average_uniform": Entry(average(dog(), uniform())),
+    "average_uniform": Entry(average(sgd(0.1, momentum=0.9), uniform())),
     "average_exponential": Entry(average(adam(0.1), exponential(0.9))),
     "dog_layer_wise": Entry(dog(layer_wise=True)),
     "layerwise": Entry(
