@@ -218,10 +218,7 @@ VARIANTS: dict[str, Entry] = {
         layerwise(sgd(0.1, momentum=0.9)), more=ISOMETRIES | {"neutral"}
     ),
     "bucketed": Entry(bucketed(adam(0.1), leaves=3, max_size=6)),
-    # C9 knows copies of the parameters by their shapes.
-    "bucketed_dog": Entry(
-        bucketed(dog(), leaves=3, max_size=6), fails=frozenset({"C9"})
-    ),
+    "bucketed_dog": Entry(bucketed(dog(), leaves=3, max_size=6)),
     "sam_opaque": Entry(
         sam(adam(0.1), chain(normalize(), sgd(0.05)), sync_period=3, opaque_mode=True)
     ),
