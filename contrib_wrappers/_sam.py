@@ -5,7 +5,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
 
 from contrib_core import (
     AbstractState,
@@ -252,11 +251,18 @@ class SAM(AbstractTransform[SAMState[Tree]]):
     ) -> tuple[Tree, Any]:
         """The adversary's step, away from where it would descend to."""
         if self.adaptive:
-            grads = tree.map(_times_size, grads, params, self.eta)
+            grads = self._times_size(grads, params)
         u, adv_state = self.adv_optimizer.step(grads, adv_state, params, extra)
         if self.adaptive:
-            u = tree.map(_times_size, u, params, self.eta)
+            u = self._times_size(u, params)
         return tree.scale(-1, u), adv_state
+
+    def _times_size(self, x: Tree, params: Tree) -> Tree:
+        """`T x` of the adaptive adversary, with a bound, since both may be large."""
+        product = tree.map(
+            lambda x, p, eta: (jnp.abs(p) + eta) * x, tree.widen(x), params, self.eta
+        )
+        return tree.saturate(product)
 
     def _reset(self, adv_state: Any, params: Tree, updates: Tree) -> Any:
         """The adversary's state after an outer step from `params`."""
@@ -276,11 +282,6 @@ class SAM(AbstractTransform[SAMState[Tree]]):
         outer = self.optimizer.metrics(state.opt_state)
         adversary = self.adv_optimizer.metrics(state.adv_state)
         return merge_metrics(outer, adversary, "adv")
-
-
-def _times_size(a: Array, x: Array, eta: Any) -> Array:
-    """`T a` of the adaptive adversary, and the largest numbers where that overflows."""
-    return jnp.nan_to_num((jnp.abs(x) + eta) * a, nan=jnp.nan)
 
 
 def sam(

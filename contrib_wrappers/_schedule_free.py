@@ -140,7 +140,9 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
             weight_sum=tree.scalar(0, like=params),
             step_count=zero_count(),
             max_lr=tree.scalar(0, like=params),
-            base_optimizer_state=self.base_optimizer.start(params),
+            base_optimizer_state=self.base_optimizer.start(
+                z if self.base_at == "z" else params
+            ),
             z=z,
         )
 
@@ -149,7 +151,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     ) -> tuple[Tree, ScheduleFreeState[Tree]]:
         base_params = params
         if self.base_at == "z":
-            base_params = tree.cast_like(state.z, params)
+            base_params = state.z  # As wide as it is, for what recovers points from it.
             extra = extra.without("value")  # Which belongs to y.
         u, base_state = self.base_optimizer.step(
             grads, state.base_optimizer_state, base_params, extra

@@ -660,6 +660,19 @@ def test_claims(opt: SAM):
     assert_lawful(opt, laws=["algebra", "wrapper"])
 
 
+def test_adaptive_steps_of_huge_bfloat16_parameters_are_finite():
+    x = jnp.full(3, 1e29, jnp.bfloat16)
+    opt = sam(sgd(0.1), adversary(), adaptive=True)
+    updates, state = opt.update(x, opt.init(x), x)  # |x| x overflows.
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
+
+
+def test_points_are_kept_as_wide_as_those_that_schedule_free_shows():
+    x = jnp.ones(3, jnp.bfloat16)
+    opt = schedule_free(sam(sgd(0.1), adversary()), 0.1, base_at="z")
+    assert opt.init(x).base_optimizer_state.cache.dtype == jnp.float32
+
+
 def test_an_axis_for_gradients_that_are_not_asked_for_is_refused():
     with pytest.raises(ValueError, match="batch_axis_name='batch'.*opaque_mode=True"):
         sam(sgd(0.1), adversary(), batch_axis_name="batch")

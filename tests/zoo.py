@@ -258,7 +258,9 @@ def _around(wrapper: str, inner: dict[str, Entry]) -> dict[str, Entry]:
     for inner_name, entry in inner.items():
         if (name := f"{wrapper}({inner_name})") not in REFUSED:
             transform = (WRAPPERS | REGROUPING)[wrapper](entry.transform)
-            healed = {"C9"} if wrapper == "master_weights" else set()
+            # Their inner transforms see wide parameters.
+            wide = wrapper in ("master_weights", "schedule_free")
+            healed = {"C9"} if wide else set()
             healed |= {"C6"} if "params" in transform.needs else set()
             made[name] = Entry(transform, fails=entry.fails - healed)
     return made
