@@ -83,8 +83,8 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         `None`, in its own.
     - `base_at`: the parameters that the base optimizer is shown, for weight decay or
         distances: "y", where the gradients are taken, or "z", which its own updates
-        have moved. DoG wants "z": y follows only slowly, and so would its distance.
-        COCOB and Mechanic need it.
+        have moved, in the dtype that it is kept in. DoG wants "z": y follows only
+        slowly, and so would its distance. COCOB and Mechanic need it.
 
     **Raises:** `ValueError` for `b1` outside [0, 1), for a negative `learning_rate` or
     `weight_lr_power`, for `base_at="z"` around a base that needs `value`, and for "y"
