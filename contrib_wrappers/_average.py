@@ -157,7 +157,7 @@ class Average(AbstractTransform[AverageState[Tree]]):
         is_recipe = self.weight in (polynomial_decay, uniform, exponential)
         if is_recipe or isinstance(self.weight, type):
             raise ValueError(
-                f"Average: `weight` makes weights when it is called: "
+                "Average: `weight` makes weights when it is called: "
                 f"`average(inner, {self.weight.__name__}())`."
             )
         if not callable(self.weight):

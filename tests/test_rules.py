@@ -775,6 +775,18 @@ def test_infinite_rates_that_are_not_known_to_be_do_no_harm(rule, weight_decay, 
     assert np.abs(points[-1]).max() < 1  # To the origin, which it decays to.
 
 
+@pytest.mark.parametrize("rule", [momo, momo_adam])
+def test_null_steps_do_not_halve_a_learned_bound(rule):
+    def rate(count):
+        return jnp.where(count == 0, 0.1, 0.0)
+
+    opt, x = rule(rate, adapt_lower_bound=True), jnp.arange(1, 4.0)
+    _, state = opt.update(2 * x, opt.init(x), x, value=14.0)
+    assert state.lb > 1
+    _, new_state = opt.update(2 * x, state, x, value=1e-3)  # Far below the bound.
+    assert new_state.lb == state.lb
+
+
 def test_an_eps_of_0_as_an_array_is_a_number_of_0():
     grads, params = jnp.array([1.0, 0.0, 2.0]), jnp.arange(3.0)
     for make in (adam, cocob, dadapt_adamw, momo_adam, prodigy):

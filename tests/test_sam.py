@@ -667,6 +667,16 @@ def test_adaptive_steps_of_huge_bfloat16_parameters_are_finite():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
 
 
+def test_adaptive_products_do_not_overflow_in_float16():
+    """|x| g is 9e4 and 4.5e4, and 65504 is the largest number."""
+    x, g = jnp.array([300.0, 300.0]), jnp.array([300.0, 150.0])
+    opt = sam(sgd(0.1), adversary(), adaptive=True)
+    narrow = x.astype(jnp.float16)
+    found, _ = opt.update(g.astype(jnp.float16), opt.init(narrow), narrow)
+    expected, _ = opt.update(g, opt.init(x), x)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=1e-3)
+
+
 def test_points_are_kept_as_wide_as_those_that_schedule_free_shows():
     x = jnp.ones(3, jnp.bfloat16)
     opt = schedule_free(sam(sgd(0.1), adversary()), 0.1, base_at="z")
