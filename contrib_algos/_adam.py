@@ -97,14 +97,7 @@ def _direction(m: Tree, v: Tree, c1: RealLike, c2: Scalar, eps: RealLike) -> Tre
     # What is scalar is taken out of the map, by divisions, which XLA computes once: it
     # would repeat products in every leaf.
     unit = lax.rsqrt(c2)
-    divide = tree.divider(eps)
-    return tree.map(
-        lambda m, v, k, eps: divide(k * m, tree.sqrt(v) + eps),
-        m,
-        v,
-        1 / (c1 * unit),
-        eps / unit,
-    )
+    return tree.over_rms(tree.scale(1 / (c1 * unit), m), v, eps / unit, multiple_of=eps)
 
 
 class RMSState(AbstractState[P]):

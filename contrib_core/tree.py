@@ -255,14 +255,24 @@ def divide(
 
 def divider(eps: RealLike) -> Callable[[Any, Any], Any]:
     """What divides by `y + eps` for `y >= 0`: plain division where `eps` is a number
-    above 0, and else, for it may be 0, `divide`, which is one operation more."""
-    known = isinstance(eps, int | float) and eps > 0
+    that float32 tells from 0, and else `divide`, which is some operations more."""
+    known = isinstance(eps, int | float) and eps > 1e-30
     return operator.truediv if known else divide
 
 
-def over_rms(x: Tree, v: Tree, eps: RealLike, unit: RealLike = 1) -> Tree:
-    """`x / (√v · unit + eps)`, as Adam divides by its second moment; 0 at 0/0."""
-    quotient = divider(eps)
+def over_rms(
+    x: Tree,
+    v: Tree,
+    eps: RealLike,
+    unit: RealLike = 1,
+    multiple_of: RealLike | None = None,
+) -> Tree:
+    """`x / (√v · unit + eps)`, as Adam divides by its second moment; 0 at 0/0.
+
+    Where `eps` is computed and at least about `multiple_of`, a number above 0, there is
+    no test for 0/0.
+    """
+    quotient = divider(eps if multiple_of is None else multiple_of)
     return map(
         lambda x, v, eps, unit: quotient(x, sqrt(v) * unit + eps), x, v, eps, unit
     )
