@@ -1,5 +1,6 @@
 """What tests run under: types checked at run time, strict promotion, 8 devices."""
 
+import collections
 import contextlib
 import os
 
@@ -51,6 +52,19 @@ hypothesis.settings.register_profile(
     "ci", max_examples=20, deadline=None, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `one_in(n)` leaves out is thorough. With an `n` prime to the numbers of its
+    parameters' values, the sample has each of these with others of the rest."""
+    counts: collections.Counter[str] = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("one_in"):
+            name = item.nodeid.split("[")[0]
+            if counts[name] % marker.args[0]:
+                item.add_marker("thorough")
+            counts[name] += 1
 
 
 @pytest.fixture

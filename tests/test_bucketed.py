@@ -161,6 +161,7 @@ RULES_: dict[str, AbstractTransform] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "leaves, max_size",
@@ -183,6 +184,7 @@ def test_trajectory(name, leaves, max_size):
     assert eqx.tree_equal(metrics, plain_metrics, rtol=1e-9)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", RULES_)
 def test_trajectory_of_all_dtypes_at_once(name):
     end, _, point = descend(bucketed(RULES_[name], 4), mixed(), 8)
@@ -288,6 +290,7 @@ def test_what_the_refusal_advises_works():
 # Sharding
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize("name", ["prodigy", "schedule_free_adamw"])
 def test_sharded_over_8_devices(name, axis_type):

@@ -79,6 +79,7 @@ PAIRS = sorted(
 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("recipe", "law"), PAIRS, ids=[f"{law}-{r.__name__}" for r, law in PAIRS]
 )

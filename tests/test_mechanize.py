@@ -113,6 +113,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.usefixtures("x64")
 @over_problems
 @pytest.mark.parametrize("base, options", PAIRS)
@@ -420,6 +421,7 @@ WRAPPERS: dict[str, Callable[[AbstractTransform], AbstractTransform]] = {
 }
 
 
+@pytest.mark.one_in(5)
 @over_bases
 @over_forms
 @pytest.mark.parametrize("wrapper", WRAPPERS)

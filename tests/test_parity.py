@@ -345,6 +345,7 @@ def pair(name: str) -> tuple[Any, Any]:
     return PAIRS[name]()
 
 
+@pytest.mark.one_in(3)
 @over_problems
 @pytest.mark.parametrize("name", PAIRS)
 def test_as_optax(name: str, problem: Problem):

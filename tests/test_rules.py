@@ -958,6 +958,7 @@ def quadratic_grads(params: Any, i: Array) -> Any:
     return jax.tree.map(lambda x: 2 * x - 1, params)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_arrays_of_any_type_as_hyperparameters_are_as_numbers(name):
@@ -989,6 +990,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
@@ -1048,6 +1050,7 @@ def final_loss(opt: AbstractTransform) -> Array:
     return sum_of_squares(params[-1])
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_losses_are_differentiable_in_every_hyperparameter(name):

@@ -884,9 +884,17 @@ def test_after_is_1_and_nan_after_nan():
         np.testing.assert_array_equal(tree.after(jnp.asarray(x)), expected)
 
 
-@pytest.mark.parametrize("eps, at_zero", [(0, 0.0), (0.5, 0.0)])
-def test_over_rms_divides_as_adam_does(eps: float, at_zero: float):
+@pytest.mark.parametrize("eps", [0, 1e-40, 0.5, jnp.zeros(()), jnp.asarray(0.5)])
+def test_over_rms_divides_as_adam_does(eps: Any):
     x, v = jnp.array([0.0, 3.0, -1.0]), jnp.array([0.0, 4.0, 16.0])
     found = tree.over_rms({"x": x}, {"x": v}, eps, 0.5)["x"]
-    expected = [at_zero, 3 / (1 + eps), -1 / (2 + eps)]
+    expected = [0, 3 / (1 + eps), -1 / (2 + eps)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("multiple_of, at_zero", [(1e-8, math.nan), (0.0, 0.0)])
+def test_over_rms_looks_for_0_only_where_it_may_be(multiple_of: float, at_zero: float):
+    """That it is told wrongly shows here that it does not look."""
+    x = v = {"x": jnp.array([0.0, 4.0])}
+    found = tree.over_rms(x, v, jnp.zeros(()), multiple_of=multiple_of)["x"]
+    np.testing.assert_allclose(found, [at_zero, 2])
