@@ -10,7 +10,7 @@ def factor(recipe: str, learning_rate: RealOrSchedule) -> AbstractTransform:
     **Raises:** `ValueError` for a negative number, in the name of the `recipe`.
     """
     if isinstance(learning_rate, int | float):
-        if learning_rate < 0:
+        if not learning_rate >= 0:  # NaN neither.
             raise ValueError(
                 f"{recipe}: `learning_rate` must be at least 0; got {learning_rate}."
             )

@@ -11,6 +11,7 @@ from ._checks import (
     check_at_least_one as check_at_least_one,
     check_fraction as check_fraction,
     check_nonnegative as check_nonnegative,
+    check_one_of as check_one_of,
     check_pair as check_pair,
     check_positive as check_positive,
     check_whole as check_whole,

@@ -39,6 +39,15 @@ def check_pair(owner: eqx.Module, name: str) -> None:
     check_fraction(owner, name)
 
 
+def check_one_of(owner: eqx.Module, name: str, *choices: str) -> None:
+    """The named field must be one of `choices`."""
+    if (x := getattr(owner, name)) not in choices:
+        raise ValueError(
+            f"{type(owner).__name__}: `{name}` must be "
+            f"{' or '.join(map(repr, choices))}; got {x!r}."
+        )
+
+
 def check_whole(owner: eqx.Module, *names: str, least: int = 1) -> None:
     """Each named field must be a whole number, at least `least`."""
     for name in names:

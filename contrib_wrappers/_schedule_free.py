@@ -19,6 +19,7 @@ from contrib_core import (
     chain,
     check_fraction,
     check_nonnegative,
+    check_one_of,
     Count,
     Extra,
     increment,
@@ -108,6 +109,7 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
     def __post_init__(self):
         check_fraction(self, "b1")
         check_nonnegative(self, "learning_rate", "weight_lr_power")
+        check_one_of(self, "base_at", "y", "z")
         base = as_transform(self.base_optimizer)  # Converted only after this.
         if self.base_at == "z" and "value" in base.needs:
             raise ValueError(

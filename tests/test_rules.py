@@ -802,9 +802,10 @@ def test_an_eps_of_0_as_an_array_is_a_number_of_0():
 
 
 @pytest.mark.parametrize("recipe", [cocob, dog, dowg])
-def test_negative_factors_are_refused(recipe):
+@pytest.mark.parametrize("rate", [-1.0, math.nan])
+def test_negative_factors_are_refused(recipe, rate):
     with pytest.raises(ValueError, match=f"{recipe.__name__}: `learning_rate` must be"):
-        recipe(-1.0)
+        recipe(rate)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -1168,6 +1169,17 @@ def test_schedule_free_at_z_refuses_a_base_that_needs_the_value():
     assert needs == {"params", "iterates", "value"}
     with pytest.raises(ValueError, match='base_at="y"'):
         schedule_free(NeedsValue(), 0.1, base_at="z")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("point", ["x", "Z", "y ", None])
+def test_schedule_free_knows_two_points(point):
+    message = f"ScheduleFree: `base_at` must be 'y' or 'z'; got {point!r}"
+    with pytest.raises(ValueError, match=message):
+        schedule_free(sgd(0.1), 0.1, base_at=point)
+    for recipe in (schedule_free_sgd, schedule_free_adamw):
+        with pytest.raises(ValueError, match="`base_at` must be 'y' or 'z'"):
+            recipe(decay_at=point)
 
 
 class AnyNumbers(eqx.Module):
