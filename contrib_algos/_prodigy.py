@@ -181,7 +181,7 @@ class Prodigy(AbstractTransform[ProdigyState[Tree]]):
         estimate = tree.divide(self.estim_lr_coef * r, tree.l1_norm(s))
         d_new, d_max = self._grow(d, state.max_estim_lr, estimate)
 
-        least = self.eps * self.estim_lr0
+        least = self.eps * self.estim_lr0  # For d never falls below d_0.
         ascent = tree.over_rms(m, v, times(self.eps, d_new), multiple_of=least)
         updates = tree.scale(-lr, tree.axpy(self.weight_decay, params, ascent))
         new_state = ProdigyState(

@@ -7,7 +7,7 @@ def factor(recipe: str, learning_rate: RealOrSchedule) -> AbstractTransform:
     """Multiplies by a learning rate of which 1 is the method of the paper: nothing at
     all for a Python 1, so that the state of the recipe is that of its rule.
 
-    **Raises:** `ValueError` for a negative number, in the name of the `recipe`.
+    **Raises:** `ValueError` for a negative number or NaN, in the name of the `recipe`.
     """
     if isinstance(learning_rate, int | float):
         if not learning_rate >= 0:  # NaN neither.

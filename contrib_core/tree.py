@@ -256,6 +256,7 @@ def divide(
 def divider(eps: RealLike) -> Callable[[Any, Any], Any]:
     """What divides by `y + eps` for `y >= 0`: plain division where `eps` is a number
     that float32 tells from 0, and else `divide`, which is some operations more."""
+    # With room above the smallest float32, 1e-38, for what `eps` is multiplied by.
     known = isinstance(eps, int | float) and eps > 1e-30
     return operator.truediv if known else divide
 

@@ -88,8 +88,9 @@ class ScheduleFree(AbstractTransform[ScheduleFreeState[Tree]]):
         slowly, and so would its distance. COCOB and Mechanic need it.
 
     **Raises:** `ValueError` for `b1` outside [0, 1), for a negative `learning_rate` or
-    `weight_lr_power`, for `base_at="z"` around a base that needs `value`, and for "y"
-    around one that recovers points of its own from the parameters.
+    `weight_lr_power`, for another `base_at` than "y" and "z", for "z" around a base
+    that needs `value`, and for "y" around one that recovers points of its own from the
+    parameters.
 
     **Differences from optax.contrib:**
 
