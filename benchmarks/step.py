@@ -27,7 +27,7 @@ def jitted(transform: Transform) -> Any:
 
 def _takes_value(transform: Transform) -> bool:
     """Whether it needs the loss."""
-    return "value" in as_transform(transform).needs
+    return "value" in as_transform(transform, is_first=True).needs
 
 
 def state_like(transform: Transform, params: PyTree) -> PyTree:

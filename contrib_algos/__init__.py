@@ -1,5 +1,9 @@
 """Optimisation rules, each built from the primitives of `contrib_core` alone."""
 
+from ._accounting import (
+    calibrate_noise as calibrate_noise,
+    epsilon as epsilon,
+)
 from ._adam import (
     Adam as Adam,
     adam as adam,
@@ -7,6 +11,11 @@ from ._adam import (
     adamw as adamw,
     RMS as RMS,
     RMSState as RMSState,
+)
+from ._clip import ClippedSum as ClippedSum
+from ._clipped_grad import (
+    ClippedGrad as ClippedGrad,
+    value_and_clipped_grad as value_and_clipped_grad,
 )
 from ._cocob import COCOB as COCOB, cocob as cocob, COCOBState as COCOBState
 from ._dadapt_adamw import (
@@ -16,12 +25,21 @@ from ._dadapt_adamw import (
 )
 from ._dog import DoG as DoG, dog as dog, DoGState as DoGState
 from ._dowg import DoWG as DoWG, dowg as dowg, DoWGState as DoWGState
+from ._dp_aggregate import (
+    differentially_private_aggregate as differentially_private_aggregate,
+    DPAggregate as DPAggregate,
+    dpsgd as dpsgd,
+)
 from ._lion import Lion as Lion, lion as lion, LionState as LionState
 from ._momo import Momo as Momo, momo as momo, MomoState as MomoState
 from ._momo_adam import (
     momo_adam as momo_adam,
     MomoAdam as MomoAdam,
     MomoAdamState as MomoAdamState,
+)
+from ._noise import (
+    DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState,
+    GaussianNoise as GaussianNoise,
 )
 from ._normalize import Normalize as Normalize, normalize as normalize
 from ._prodigy import (

@@ -1,7 +1,7 @@
 """Typed transforms over pytrees: protocols, tree maths, composition."""
 
 from . import tree as tree
-from ._boundary import in_precision as in_precision
+from ._boundary import in_precision as in_precision, trainable as trainable
 from ._bucketed import (
     Bucketed as Bucketed,
     bucketed as bucketed,
@@ -9,6 +9,7 @@ from ._bucketed import (
 )
 from ._checks import (
     check_at_least_one as check_at_least_one,
+    check_finite as check_finite,
     check_fraction as check_fraction,
     check_nonnegative as check_nonnegative,
     check_one_of as check_one_of,
@@ -34,6 +35,15 @@ from ._coordinates import (
     Masked as Masked,
     masked as masked,
     MaskedState as MaskedState,
+)
+from ._examples import (
+    batch_axes as batch_axes,
+    checked_examples as checked_examples,
+    gathered as gathered,
+    number_of_examples as number_of_examples,
+    over_devices as over_devices,
+    per_device as per_device,
+    rows_at as rows_at,
 )
 from ._layerwise import (
     Layerwise as Layerwise,
@@ -72,6 +82,7 @@ from ._types import (
     Count as Count,
     Flag as Flag,
     is_zero as is_zero,
+    KeyData as KeyData,
     P as P,
     RealLike as RealLike,
     RealOrSchedule as RealOrSchedule,

@@ -64,18 +64,22 @@ def own_buffers(state: T, inputs: PyTree[Any]) -> T:
     return jax.tree.map(leaf, state)
 
 
-def check_gradients(who: str, grads: Tree, params: Tree) -> None:
-    """Raises `ValueError` unless `grads` fits `params` leaf by leaf."""
+def check_gradients(
+    who: str, grads: Tree, params: Tree, rows: tuple[int, ...] = ()
+) -> None:
+    """Raises `ValueError` unless `grads` fits `params` leaf by leaf; gradients of shape
+    `(*rows, *shape)` to parameters of shape `shape`."""
     if jax.tree.structure(grads) != jax.tree.structure(params):
         raise ValueError(_misfit(who, grads, params))
     pairs = zip(leaves_with_path(params), leaves_with_path(grads), strict=True)
     for (path, p), (_, g) in pairs:
         if p is None:
             continue
-        if p.shape != g.shape:
+        if (*rows, *p.shape) != g.shape:
+            examples = f", for {rows[0]} examples" if rows else ""
             raise ValueError(
                 f"{who}: at {spot(path)} the gradient has shape {g.shape}, the "
-                f"parameter {p.shape}."
+                f"parameter {p.shape}{examples}."
             )
         if jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
             raise ValueError(

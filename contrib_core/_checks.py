@@ -23,6 +23,12 @@ def check_positive(owner: eqx.Module, *names: str) -> None:
     _check(owner, names, "above 0", lambda x: x > 0)
 
 
+def check_finite(owner: eqx.Module, *names: str) -> None:
+    """Each named field must be finite, as a float32."""
+    largest = float(np.finfo(np.float32).max)
+    _check(owner, names, "finite", lambda x: abs(x) <= largest)
+
+
 def check_at_least_one(owner: eqx.Module, *names: str) -> None:
     """Each named field must be at least 1."""
     _check(owner, names, "at least 1", lambda x: x >= 1)

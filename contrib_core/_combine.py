@@ -24,13 +24,16 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
     Its state is the tuple of theirs.
 
     **Raises:** `ValueError` where updates are scaled or decayed behind a transform that
-    recovers points of its own from where they lead, as all that average do.
+    recovers points of its own from where they lead, as all that average do, and where
+    anything comes before a transform of single examples.
     """
 
     transforms: tuple[AbstractTransform, ...]
 
     def __init__(self, *transforms: Transform):
-        self.transforms = tuple(as_transform(t) for t in transforms)
+        self.transforms = tuple(
+            as_transform(t, is_first=i == 0) for i, t in enumerate(transforms)
+        )
         for i, t in enumerate(self.transforms):
             behind = next(filter(_rescales, self.transforms[i + 1 :]), None)
             if "iterates" in t.needs and behind is not None:
@@ -54,6 +57,11 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         scale = each[0] & {"gradient_scale"} if each else frozenset()
         monotone = frozenset().union(*each) & {"monotone"}
         return ISOMETRIES.intersection(*each) | scale | monotone
+
+    def receive(self, who: str, grads: PyTree[Any], params: Tree) -> Tree:
+        if not self.transforms:
+            return super().receive(who, grads, params)
+        return self.transforms[0].receive(who, grads, params)
 
     def start(self, params: Tree) -> tuple[Any, ...]:
         return tuple(t.start(params) for t in self.transforms)
@@ -106,7 +114,8 @@ def chain(*transforms: Transform) -> AbstractTransform:
     **Raises:** `TypeError` for anything that is not a transform, ours or optax's.
     """
     flat: list[AbstractTransform] = []
-    for t in map(as_transform, transforms):
+    for i, given in enumerate(transforms):
+        t = as_transform(given, is_first=i == 0)
         flat.extend(t.transforms if isinstance(t, Chain) else [t])
     return flat[0] if len(flat) == 1 else Chain(*flat)
 

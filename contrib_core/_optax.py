@@ -10,7 +10,7 @@ import jax
 from jax import lax
 
 from ._state import Extra
-from ._transform import AbstractTransform, Transform
+from ._transform import AbstractTransform, name_of, Transform
 from ._types import Tree
 
 
@@ -75,13 +75,27 @@ def _strongly_typed(state: Any) -> Any:
     return jax.tree.map(leaf, state)
 
 
-def as_transform(t: Any) -> AbstractTransform:
+def as_transform(t: Any, *, is_first: bool = False) -> AbstractTransform:
     """`t` itself if it is one of ours, and [`contrib_core.FromOptax`][] of it if it has
     `init` and `update` like an `optax.GradientTransformation`.
 
-    **Raises:** `TypeError` for anything else.
+    **Arguments:**
+
+    - `t`: a transform.
+    - `is_first`: whether it is given the gradients as they come, which what needs those
+        of single examples has to be.
+
+    **Raises:** `TypeError` for anything else, and `ValueError` for a transform that is
+    not the first, and has to be.
     """
     if isinstance(t, AbstractTransform):
+        if "examples" in t.needs and not is_first:
+            raise ValueError(
+                f"{name_of(t)} clips and adds noise to the gradients of single "
+                "examples: it must be the first of a chain, "
+                f"`chain({name_of(t)}, ...)`, and nothing may be put around it that "
+                "sees or changes gradients before it does."
+            )
         return t
     if isinstance(t, type):
         raise TypeError(f"{t.__name__} is a class: pass an instance, `{t.__name__}()`.")
@@ -109,7 +123,7 @@ def to_optax(transform: Transform) -> "optax.GradientTransformationExtraArgs":
         raise ImportError(
             'to_optax needs optax: pip install "contrib-algebra[optax]".'
         ) from error
-    inner = as_transform(transform)
+    inner = as_transform(transform, is_first=True)
     # Plain functions, because optax's containers compare and hash what they hold.
     return optax.GradientTransformationExtraArgs(
         lambda params: inner.init(params),

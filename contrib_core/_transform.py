@@ -40,8 +40,8 @@ class AbstractTransform(eqx.Module, Generic[S]):
 
     Users call `init`, `update`, `eval_params` and `metrics`. Authors write `start` and
     `step`, which see only trees of floating-point arrays that fit each other (see
-    [`contrib_core.tree`][]), and where the defaults do not do, the four hooks `needs`,
-    `laws`, `eval_point` and `metrics`.
+    [`contrib_core.tree`][]), and where the defaults do not do, the five hooks `needs`,
+    `laws`, `receive`, `eval_point` and `metrics`.
     """
 
     # What users call.
@@ -97,13 +97,10 @@ class AbstractTransform(eqx.Module, Generic[S]):
         who = name_of(self)
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
         given = {name: x for name, x in given.items() if x is not None}
-        check_given(who, self.needs - {"iterates"}, {*given, *rest})
+        check_given(who, self.needs - {"iterates", "examples"}, {*given, *rest})
         model = given.pop("params", None)
-        if params is None:
-            grads = trainable(grads)
-        else:
-            params = trainable(params)
-            grads = checked_gradients(f"{who}.update", grads, params)
+        params = None if params is None else trainable(params)
+        grads = self.receive(f"{who}.update", grads, params)
         like = grads if params is None else params
         if value is not None:
             given["value"] = scalar_value(who, value, like)
@@ -138,7 +135,8 @@ class AbstractTransform(eqx.Module, Generic[S]):
         """What `update` cannot do without: of "params", "value", "grad_fn", "key".
 
         And "iterates", if it recovers hidden points from the parameters, which nothing
-        else than its updates may then move.
+        else than its updates may then move; "examples", if it is given the gradients of
+        single examples, which nothing may have changed before.
         """
         return frozenset()
 
@@ -148,6 +146,16 @@ class AbstractTransform(eqx.Module, Generic[S]):
         symmetries, of estimates and of wrappers, by name. `contrib_core.laws` verifies
         them."""
         return frozenset()
+
+    def receive(self, who: str, grads: PyTree[Any], params: Tree) -> Tree:
+        """What `step` is given of the `grads` that `update` is: trees of floating-point
+        arrays, which fit `params` unless these are `None`.
+
+        **Raises:** `ValueError`, in the name of `who`, if they do not.
+        """
+        if params is None:
+            return trainable(grads)
+        return checked_gradients(who, grads, params)
 
     def eval_point(self, state: S, params: Tree) -> Tree:
         """Where to evaluate the model; at `params` unless a rule averages."""

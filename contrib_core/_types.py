@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int32, PyTree, Real
+from jaxtyping import Array, Bool, Float, Inexact, Int32, PyTree, Real, UInt32
 
 
 P = TypeVar("P")
@@ -24,6 +24,9 @@ Scalars: TypeAlias = Float[Array, " n"]
 
 Count: TypeAlias = Int32[Array, ""]
 """Role of a state's field: a step counter."""
+
+KeyData: TypeAlias = UInt32[Array, " words"]
+"""Role of a state's field: a random key, as plain data that any file can hold."""
 
 Flag: TypeAlias = Bool[Array, ""]
 """Role of a state's field: something that is true or false."""

@@ -13,22 +13,28 @@ pair of real coordinates. `None` subtrees and zero-size leaves hold no coordinat
    stays there.
 6. Division by something that can be 0 is `divide`, which states its value there.
 7. `sum` reduces an expression of several trees in one pass, without a temporary tree.
-8. Empty trees, `None` subtrees, scalar and zero-size leaves have defined results.
+8. Rows, of the first axis of every leaf, are added in twice the precision: as a sum and
+   what rounding took from it.
+9. Empty trees, `None` subtrees, scalar and zero-size leaves have defined results.
 """
 
 import functools as ft
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, Key, Num, PyTree, Real
 
 from ._errors import first_difference
-from ._types import Flag, is_zero, RealLike, Scalar, Tree
+from ._types import Flag, is_zero, RealLike, Scalar, Scalars, Tree
+
+
+Pair: TypeAlias = tuple[Tree, Tree]
+"""A tree in twice its precision: a sum, and the rest that rounding took from it."""
 
 
 # Precision
@@ -43,6 +49,11 @@ def accumulator_dtype(*trees: PyTree[Any]) -> jnp.dtype:
 
 def scalar(x: RealLike, like: PyTree[Any]) -> Scalar:
     """`x` as a strongly typed scalar in the accumulator dtype of `like`."""
+    return lax.convert_element_type(x, accumulator_dtype(like))
+
+
+def scalars(x: Real[Array, " n"], like: PyTree[Any]) -> Scalars:
+    """`x` as strongly typed numbers in the accumulator dtype of `like`."""
     return lax.convert_element_type(x, accumulator_dtype(like))
 
 
@@ -341,22 +352,136 @@ def max_abs(x: Tree) -> Scalar:
 def norm(x: Tree) -> Scalar:
     """`‖x‖`, right whenever it is representable; its derivative at 0 is 0.
 
-    Two passes: the entries are first scaled by the power of two nearest to the largest,
-    which is exact.
+    Two passes: the entries are first divided by the power of two nearest to the
+    largest, which is exact.
     """
-    largest = lax.stop_gradient(max_abs(x))
+    largest, unit = _unit(x)
+    root = sqrt(sum(lambda a, u: _abs_sq(a * u), x, 1 / unit))
+    return jnp.where(jnp.isfinite(largest), root * unit, largest)
+
+
+def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
+    """`‖x‖` as a product: of a root, right to two units in the last place however many
+    entries there are, and of a power of two.
+
+    So it is known where it is not representable, too; the root is finite if and only if
+    all entries are. It has no derivative.
+    """
+    largest, unit = _unit(x)
+    zero = jnp.zeros_like(largest)
+    pair = zero, zero
+    for a, inverse in _rows(x, 1 / unit):
+        squares = _abs_sq(a * inverse)
+        part = squares, jnp.zeros_like(squares)
+        for axis in reversed(range(a.ndim)):
+            part = _sum_pairs(part, axis)
+        pair = _add_pairs(pair, part)
+    return jnp.where(jnp.isfinite(largest), jnp.sqrt(pair[0] + pair[1]), largest), unit
+
+
+def _unit(x: Tree) -> tuple[Scalar, Scalar]:
+    """The largest modulus of a component, and the power of two nearest to it."""
+    # Components, since the modulus of a complex number may not be representable.
+    pairs = jax.tree.map(lambda a: (a.real, a.imag) if jnp.iscomplexobj(a) else a, x)
+    largest = lax.stop_gradient(max_abs(pairs))
     maxexp = jnp.finfo(largest.dtype).maxexp
     _, exponent = jnp.frexp(largest)
     # Not below the root of the smallest number, or derivatives would underflow.
     exponent = jnp.clip(exponent, -maxexp // 2, maxexp - 3)
-    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
-    squares = sum(lambda a, u: _abs_sq(a / u), x, unit)
-    nonzero = squares > 0
-    root = jnp.sqrt(jnp.where(nonzero, squares, 1)) * unit
-    finite = jnp.where(nonzero, root, jnp.zeros_like(root))
-    return jnp.where(jnp.isfinite(largest), finite, largest)
+    return largest, jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
 def size(x: Tree) -> int:
     """The number of entries of all leaves."""
     return jax.tree.reduce(lambda n, leaf: n + leaf.size, x, 0)
+
+
+# Rows: trees along the first axis of every leaf
+
+
+def map_rows(fn: Callable[..., Any], *rows: PyTree[Any]) -> Any:
+    """`fn` of each row, stacked; of no rows too."""
+    return jax.vmap(fn)(*rows)
+
+
+def sum_rows(rows: Tree) -> Pair:
+    """`Σᵢ rowsᵢ`, over the first axis of every leaf, in twice the precision.
+
+    One reduction, which XLA fuses with what computes the rows, and which sums the rows
+    of each device by themselves before it gathers.
+    """
+    pairs = [(x, jnp.zeros_like(x)) for x in jax.tree.leaves(rows)]
+    return _unzip(rows, [_sum_pairs(pair, 0) for pair in pairs])
+
+
+def add_pairs(x: Pair, y: Pair) -> Pair:
+    """`x + y` in twice the precision."""
+    columns = [jax.tree.leaves(part) for part in (*x, *y)]
+    rows = zip(*columns, strict=True)
+    return _unzip(x[0], [_add_pairs((a, b), (c, d)) for a, b, c, d in rows])
+
+
+def _unzip(like: Tree, pairs: list[tuple[Array, Array]]) -> Pair:
+    unflatten = jax.tree.structure(like).unflatten
+    return unflatten(a for a, _ in pairs), unflatten(b for _, b in pairs)
+
+
+def _sum_pairs(x: tuple[Array, Array], axis: int) -> tuple[Array, Array]:
+    zero = jnp.zeros((), x[0].dtype)
+    # Of n entries the rests add up to n ulp at most, and what is rounded of them to the
+    # square of that, which is an ulp for 2¹² of float32.
+    few = x[0].shape[axis] <= 2**12
+    add = _add_pairs_roughly if few else _add_pairs
+    return lax.reduce(x, (zero, zero), add, (axis,))
+
+
+def _add_pairs(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
+    total, rest = _add_pairs_roughly(x, y)
+    normalized = total + rest
+    return normalized, rest - (normalized - total)
+
+
+def _add_pairs_roughly(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
+    (a, b), (c, d) = x, y
+    total = a + c
+    # What rounding took, exactly: Knuth, The Art of Computer Programming 2, 4.2.2,
+    # theorem B.
+    added = total - a
+    return total, (a - (total - added)) + (c - added) + (b + d)
+
+
+def twice(x: Tree) -> Pair:
+    """`x` in twice its precision."""
+    return x, zeros_like(x)
+
+
+def split(x: Tree, unit: Scalar) -> Pair:
+    """The multiple of `unit` nearest to each entry, and the rest; their sum is `x`."""
+    coarse = map(lambda a, unit: jnp.round(a / unit) * unit, x, unit)
+    return coarse, sub(x, coarse)
+
+
+def normal_like(x: Tree, key: Key[Array, ""]) -> Tree:
+    """Independent normal numbers of variance 1, in the shapes and dtypes of `x`, of
+    which the last leaf does not know how large the first is; complex leaves have
+    variance 1 in both parts.
+
+    Each is half of a sum of four. One of float32 has 24 random bits, and is never above
+    5.4: an event of probability 7e-8, which a mechanism that promises less has to have.
+    """
+    leaves, structure = jax.tree.flatten(x)
+    keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+    return structure.unflatten(_normal_like(*pair) for pair in zip(leaves, keys))
+
+
+def _normal_like(x: Array, key: Array) -> Array:
+    if jnp.iscomplexobj(x):
+        real, imaginary = jax.random.split(key)
+        return lax.complex(_normal_like(x.real, real), _normal_like(x.imag, imaginary))
+
+    def add(total: Array, key: Array) -> tuple[Array, None]:
+        return total + jax.random.normal(key, x.shape, x.dtype), None
+
+    # One at a time, for memory's sake.
+    total, _ = lax.scan(add, jnp.zeros_like(x), jax.random.split(key, 4))
+    return total / 2

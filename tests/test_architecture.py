@@ -31,6 +31,7 @@ from contrib_core import (
     AbstractTransform,
     Count,
     Flag,
+    KeyData,
     P,
     Scalar,
     Scalars,
@@ -379,7 +380,7 @@ def test_packages_say_that_they_are_typed(package: str):
 
 # Abstract or final
 
-HOOKS = {"needs", "laws", "eval_point", "metrics"}
+HOOKS = {"needs", "laws", "receive", "eval_point", "metrics"}
 
 
 def not_abstract_or_final(cls: type) -> Violations:
@@ -457,7 +458,7 @@ def test_classes_between_are_found(cls: type):
 
 def not_roles(cls: type) -> Violations:
     """Fields whose annotation is not the role that it has in the state."""
-    roles = [P, Scalar, Scalars, Count, Flag, Any, type(None)]
+    roles = [P, Scalar, Scalars, Count, Flag, KeyData, Any, type(None)]
 
     def is_role(annotation: Any) -> bool:
         if any(annotation is role for role in roles):

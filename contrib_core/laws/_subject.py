@@ -70,7 +70,7 @@ class Subject:
     ):
         self.recipe = _recipe(transform)
         self.given: Any = transform if self.recipe is None else filled(self.recipe)
-        self.rule: AbstractTransform = as_transform(self.given)
+        self.rule: AbstractTransform = as_transform(self.given, is_first=True)
         self.name = name or _name(transform, self.rule)
         self.code = code or _code(transform, self.recipe)
         self.wrappers = dict(wrappers or {})

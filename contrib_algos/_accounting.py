@@ -1,0 +1,154 @@
+"""What noise promises: epsilon and delta of DP-SGD, computed by dp-accounting."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+
+Accountant: TypeAlias = Literal["pld", "rdp"]
+"""How losses of privacy are added up: as distributions, or as Rényi divergences."""
+
+
+def epsilon(
+    *,
+    steps: int,
+    sampling_prob: float,
+    noise_multiplier: float,
+    delta: float,
+    accountant: Accountant = "pld",
+) -> float:
+    """The epsilon at `delta` of `steps` steps of DP-SGD with Poisson sampling.
+
+    Two sets of examples are neighbours if one has an example more. Every step takes
+    each example with probability `sampling_prob`, independently, as the sampler of
+    `docs/privacy.md` does. Shuffled batches of a fixed size are something else, of
+    which this says nothing.
+
+    ```python
+    >>> from contrib_algos import epsilon
+    >>> round(epsilon(steps=1, sampling_prob=1.0, noise_multiplier=4.0, delta=1e-5), 4)
+    0.9263
+
+    ```
+
+    **Arguments:**
+
+    - `steps`: how many, 0 or more.
+    - `sampling_prob`: of each example at each step, in [0, 1].
+    - `noise_multiplier`: standard deviation of the noise in the sum over the clipping
+        norm; 0 promises nothing.
+    - `delta`: in (0, 1).
+    - `accountant`: `"pld"`, the distribution of privacy losses, which is exact up to a
+        discretisation that is added to the result; or `"rdp"`, Rényi differential
+        privacy, a looser bound.
+
+    **Returns:** epsilon, at least 0; 0 for 0 steps, infinite for noise 0.
+
+    **Raises:** `ImportError` without dp-accounting, saying which extra brings it, and
+    `ValueError` for arguments out of range.
+    """
+    _check("epsilon", steps, sampling_prob, delta)
+    if not 0 <= noise_multiplier < math.inf:
+        raise ValueError(
+            "epsilon: `noise_multiplier` must be at least 0, and finite; got "
+            f"{noise_multiplier!r}."
+        )
+    make = _accountant("epsilon", accountant)
+    if steps == 0 or sampling_prob == 0:
+        return 0.0
+    if noise_multiplier == 0:
+        return math.inf
+    event = _steps(steps, sampling_prob, noise_multiplier)
+    return max(0.0, float(make().compose(event).get_epsilon(delta)))
+
+
+def calibrate_noise(
+    *,
+    steps: int,
+    sampling_prob: float,
+    epsilon: float,
+    delta: float,
+    accountant: Accountant = "pld",
+) -> float:
+    """The least noise multiplier with which DP-SGD keeps `epsilon` at `delta`.
+
+    Within a relative 1e-5, and on the side that keeps the promise. The inverse of
+    [`contrib_algos.epsilon`][].
+
+    ```python
+    >>> from contrib_algos import calibrate_noise
+    >>> noise = calibrate_noise(steps=1, sampling_prob=1.0, epsilon=1.0, delta=1e-5)
+    >>> round(noise, 3)
+    3.731
+
+    ```
+
+    **Arguments:** as for [`contrib_algos.epsilon`][]; `epsilon` is above 0.
+
+    **Returns:** the noise multiplier; 0 for 0 steps.
+
+    **Raises:** `ImportError` and `ValueError` as there.
+    """
+    who = "calibrate_noise"
+    _check(who, steps, sampling_prob, delta)
+    if not 0 < epsilon < math.inf:
+        raise ValueError(
+            f"{who}: `epsilon` must be above 0, and finite; got {epsilon}."
+        )
+    make = _accountant(who, accountant)
+    if steps == 0 or sampling_prob == 0:
+        return 0.0
+
+    def least(make: Callable[[], Any], lowest: float, guess: float) -> float:
+        return dp_accounting.calibrate_dp_mechanism(
+            make,
+            lambda noise: _steps(steps, sampling_prob, noise),
+            epsilon,
+            delta,
+            dp_accounting.LowerEndpointAndGuess(lowest, guess),
+            tol=1e-5 * guess,
+        )
+
+    import dp_accounting
+
+    # Found by the cheap accountant first: distributions are large where noise is small.
+    bound = least(_accountant(who, "rdp"), 1e-2, 1.0)
+    return bound if accountant == "rdp" else least(make, bound / 8, bound)
+
+
+def _steps(steps: int, sampling_prob: float, noise_multiplier: float) -> Any:
+    """What happens to the data, in the terms of dp-accounting."""
+    from dp_accounting import (
+        GaussianDpEvent,
+        PoissonSampledDpEvent,
+        SelfComposedDpEvent,
+    )
+
+    event = GaussianDpEvent(noise_multiplier)
+    if sampling_prob < 1:
+        event = PoissonSampledDpEvent(sampling_prob, event)
+    return SelfComposedDpEvent(event, steps)
+
+
+def _accountant(who: str, name: str) -> Callable[[], Any]:
+    try:
+        from dp_accounting import pld, rdp
+    except ImportError as error:
+        raise ImportError(
+            f'{who} needs dp-accounting: pip install "contrib-algebra[dp]".'
+        ) from error
+    accountants = {"pld": pld.PLDAccountant, "rdp": rdp.RdpAccountant}
+    if name not in accountants:
+        raise ValueError(f"{who}: `accountant` must be 'pld' or 'rdp'; got {name!r}.")
+    return accountants[name]
+
+
+def _check(who: str, steps: int, sampling_prob: float, delta: float) -> None:
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"{who}: `steps` must be a whole number >= 0; got {steps!r}.")
+    if not 0 <= sampling_prob <= 1:
+        raise ValueError(
+            f"{who}: `sampling_prob` must be in [0, 1]; got {sampling_prob!r}."
+        )
+    if not 0 < delta < 1:
+        raise ValueError(f"{who}: `delta` must be in (0, 1); got {delta!r}.")

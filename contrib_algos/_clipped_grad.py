@@ -1,0 +1,167 @@
+"""Sums of clipped gradients without the gradients of all examples in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, PyTree
+
+from contrib_core import (
+    batch_axes,
+    check_finite,
+    check_positive,
+    check_whole,
+    number_of_examples,
+    over_devices,
+    per_device,
+    RealLike,
+    rows_at,
+    trainable,
+    Tree,
+    tree,
+)
+
+from ._clip import clipped_rows, ClippedSum
+
+
+class ClippedGrad(eqx.Module):
+    """`(model, batch, mask=None) -> ClippedSum`: losses, and the clipped sum of their
+    gradients.
+
+    A block of examples after the other: memory is that of `microbatch_size` gradients
+    and of two sums, whatever the number of examples, and the order in which these are
+    added is theirs. So a masked row, NaN or not, is a row that is not there.
+
+    **Arguments:** as for [`contrib_algos.value_and_clipped_grad`][].
+    """
+
+    loss: Callable[..., Any]
+    l2_norm_clip: RealLike
+    microbatch_size: int = eqx.field(default=1, static=True)
+
+    def __post_init__(self):
+        check_positive(self, "l2_norm_clip")
+        check_finite(self, "l2_norm_clip")
+        check_whole(self, "microbatch_size")
+
+    def __call__(
+        self,
+        model: PyTree[Any],
+        batch: PyTree[Any],
+        mask: Bool[Array, " examples"] | None = None,
+    ) -> ClippedSum:
+        """The clipped sum of a batch.
+
+        **Arguments:**
+
+        - `model`: the parameters, or a whole equinox model. Leaves that are not
+            floating-point arrays are set aside.
+        - `batch`: a tree of arrays whose first axis counts the examples, 0 of them or
+            more. Random keys for the loss belong here, one for each example.
+        - `mask`: which examples count, as bools; by default all. Whatever the others
+            are, NaN included, they add exactly 0.
+
+        **Raises:** `ValueError`, at trace time, for a leaf of `batch` without the axis
+        of examples or with another number of them, for a mask that is not one bool for
+        each, and for a loss that is not one real number for one example.
+        """
+        number = number_of_examples(_WHO, batch)
+        mask = jnp.ones(number, bool) if mask is None else _checked_mask(mask, number)
+
+        def local(model: PyTree[Any], batch: PyTree[Any], mask: Array) -> ClippedSum:
+            return self._sum(model, batch, mask)
+
+        if (axes := batch_axes(batch)) is None:
+            return local(model, batch, mask)
+        # What is sharded over explicit axes stays where it is.
+        return over_devices(
+            lambda *args: local(*args).psum(axes), axes, model, (batch, mask)
+        )
+
+    def _sum(self, model: PyTree[Any], batch: PyTree[Any], mask: Array) -> ClippedSum:
+        model = per_device(model, like=(batch, mask))
+        params = trainable(model)
+
+        def value(params: Tree, example: PyTree[Any]) -> Array:
+            loss = self.loss(eqx.combine(params, model), example)
+            if jnp.shape(loss) != () or not jnp.issubdtype(
+                jnp.result_type(loss), jnp.floating
+            ):
+                raise ValueError(
+                    f"{_WHO}: `loss(model, example)` must be one real number, of one "
+                    "example, which is a row of the batch without its first axis; got "
+                    f"shape {jnp.shape(loss)}, {jnp.result_type(loss)}."
+                )
+            return loss
+
+        def block(total: tree.Pair, index: Array) -> tuple[tree.Pair, Any]:
+            examples, is_kept = rows_at((batch, mask), index)
+            keep = is_kept & (index < number)
+            values, grads = tree.map_rows(
+                lambda example: jax.value_and_grad(value)(params, example), examples
+            )
+            rows, norms = clipped_rows(grads, self.l2_norm_clip, keep)
+            values = jnp.where(keep, tree.scalars(values, params), 0)
+            return tree.add_pairs(total, tree.sum_rows(rows)), (values, norms)
+
+        number = mask.shape[0]
+        size = min(self.microbatch_size, max(1, number))
+        blocks = jnp.arange(-(-number // size) * size).reshape(-1, size)
+        zeros = tree.widen(tree.zeros_like(params), tree.accumulator_dtype(params))
+        total, (values, norms) = lax.scan(block, tree.twice(zeros), blocks)
+        return ClippedSum(
+            *total,
+            values.reshape(-1)[:number],
+            norms.reshape(-1)[:number],
+            tree.scalar(self.l2_norm_clip, params),
+        )
+
+
+def value_and_clipped_grad(
+    loss: Callable[..., Any], l2_norm_clip: RealLike, *, microbatch_size: int = 1
+) -> ClippedGrad:
+    """The losses of examples and the sum of their clipped gradients, a block at a time.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> from contrib_algos import GaussianNoise, sgd, value_and_clipped_grad
+    >>> from contrib_core import chain
+    >>> clipped_grad = value_and_clipped_grad(lambda w, x: (w @ x) ** 2, 1.0)
+    >>> w, batch = jnp.ones(2), jnp.array([[1.0, 2.0], [30.0, 40.0], [5.0, 6.0]])
+    >>> clipped = clipped_grad(w, batch, mask=jnp.array([True, True, False]))
+    >>> print(clipped.values, jnp.round(clipped.sum, 4))
+    [   9. 4900.    0.] [1.0472 1.6944]
+    >>> opt = chain(GaussianNoise(1.1, key=42, normalize_by=2), sgd(0.1))
+    >>> updates, state = opt.update(clipped, opt.init(w), w)
+
+    ```
+
+    **Arguments:**
+
+    - `loss`: `(model, example) -> value`, one real number for one row of the batch. It
+        must not look at other examples, as batch normalisation does.
+    - `l2_norm_clip`: the bound on the norm of the gradient of one example, above 0, in
+        units of the gradients.
+    - `microbatch_size`: how many gradients are computed at once: more take more memory
+        and less time. The result is the same but for the rounding of the gradients.
+
+    **Raises:** `ValueError` for a bound that is not positive and finite, and for a
+    size of blocks that is not a whole number above 0.
+    """
+    return ClippedGrad(loss, l2_norm_clip, microbatch_size)
+
+
+_WHO = "value_and_clipped_grad"
+
+
+def _checked_mask(mask: Any, number: int) -> Array:
+    dtype = jnp.result_type(mask)
+    if jnp.shape(mask) != (number,) or dtype != jnp.bool_:
+        raise ValueError(
+            f"{_WHO}: `mask` must be one bool for each of the {number} examples; got "
+            f"shape {jnp.shape(mask)}, {dtype}."
+        )
+    return jnp.asarray(mask)

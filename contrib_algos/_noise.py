@@ -1,0 +1,163 @@
+"""Gaussian noise, which makes a clipped sum private."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from contrib_core import (
+    AbstractState,
+    AbstractTransform,
+    check_finite,
+    check_nonnegative,
+    check_positive,
+    Count,
+    Extra,
+    increment,
+    KeyData,
+    P,
+    RealLike,
+    Tree,
+    tree,
+    zero_count,
+)
+
+from ._clip import ClippedSum
+
+
+class DifferentiallyPrivateAggregateState(AbstractState[P]):
+    """State of [`contrib_algos.DPAggregate`][] and [`contrib_algos.GaussianNoise`][].
+
+    Secret, as the key in it is: who has it can take the noise away.
+    """
+
+    rng_key: KeyData
+    count: Count  # t
+
+
+class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
+    r"""Adds noise to a [`contrib_algos.ClippedSum`][], and divides.
+
+    $$\tilde g_t = \frac{1}{n} \Big(\sum_i \bar g_{t, i} + \sigma C z_t\Big), \quad
+      z_t \sim \mathcal N(0, I)$$
+
+    What it returns is what all later steps may see: the first of a chain, which
+    `update` gives a `ClippedSum` in place of gradients,
+
+    ```python
+    opt = chain(GaussianNoise(1.1, key), adam(1e-3))
+    updates, state = opt.update(clipped_grad(model, batch), state, model)
+    ```
+
+    ??? cite "Reference"
+
+        Abadi et al., *Deep Learning with Differential Privacy*, arXiv 1607.00133,
+        algorithm 1.
+
+    **Arguments:**
+
+    - `noise_multiplier`: $\sigma$, the standard deviation of the noise in the sum over
+        the clipping norm $C$; what [`contrib_algos.calibrate_noise`][] returns. 0 is
+        allowed, and is not private at all.
+    - `key`: a seed from 0 to $2^{32} - 1$, a typed key, or a raw one. Secret, and never
+        used again: neither for another run nor for another transform. There is no
+        default, for a key that everybody knows makes nothing private.
+    - `normalize_by`: $n$, a public number, such as the expected number of examples.
+        By default it is the number of rows of the batch, masked ones included (1 for a
+        batch without rows); never the number that a mask keeps, which is not public.
+
+    **Raises:** `ValueError` for noise that is negative, infinite or NaN, for
+    `normalize_by` that is not positive and finite, for a key of any other kind, and in
+    `update` for anything else than a `ClippedSum` that fits the parameters.
+
+    Noise depends on the key, the step and the number of the leaf alone, and not on
+    data, masks, dtypes or sizes of blocks. It is drawn in float32 or wider (normal
+    numbers of bfloat16 have 128 values, and end at 2.9), each as half of a sum of four,
+    for one of float32 ends at 5.4. Real and imaginary parts each have the variance.
+    """
+
+    noise_multiplier: RealLike
+    key: KeyData
+    normalize_by: RealLike | None
+    impl: str = eqx.field(static=True)  # Of the random number generator.
+
+    def __init__(
+        self, noise_multiplier: RealLike, key: Any, *, normalize_by: Any = None
+    ):
+        self.noise_multiplier = noise_multiplier
+        self.normalize_by = normalize_by
+        self.key, self.impl = _data_and_kind(key)
+        check_nonnegative(self, "noise_multiplier")
+        check_positive(self, "normalize_by")
+        check_finite(self, "noise_multiplier", "normalize_by")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The parameters, which what it is given must fit, and single examples."""
+        return frozenset({"params", "examples"})
+
+    def receive(self, who: str, grads: PyTree[Any], params: Tree) -> Tree:
+        if not isinstance(grads, ClippedSum):
+            raise ValueError(
+                f"{who}: noise is added to a `ClippedSum`, whose bound it is scaled "
+                f"by, and not to {type(grads).__name__}. Call `update(clipped, state, "
+                "params)` with `clipped = value_and_clipped_grad(loss, l2_norm_clip)"
+                "(params, batch)`."
+            )
+        AbstractTransform.receive(self, f"{who}, `.sum`", grads.sum, params)
+        return grads
+
+    def start(self, params: Tree) -> DifferentiallyPrivateAggregateState[Tree]:
+        return DifferentiallyPrivateAggregateState(self.key, zero_count())
+
+    def step(
+        self,
+        grads: Tree,
+        state: DifferentiallyPrivateAggregateState[Tree],
+        params: Tree,
+        extra: Extra,
+    ) -> tuple[Tree, DifferentiallyPrivateAggregateState[Tree]]:
+        std = self.noise_multiplier * grads.l2_norm_clip
+        rows = max(1, grads.norms.shape[0])
+        n = rows if self.normalize_by is None else self.normalize_by
+        key = jax.random.wrap_key_data(state.rng_key, impl=self.impl)
+        noise = tree.normal_like(grads.sum, jax.random.fold_in(key, state.count))
+        private = tree.map(
+            lambda total, rest, z, std, n: (total + (rest + std * z)) / n,
+            *(grads.sum, grads.rest, noise),
+            *(std, n),
+        )
+        count = increment(state.count)
+        return private, DifferentiallyPrivateAggregateState(state.rng_key, count)
+
+
+def _data_and_kind(key: Any) -> tuple[Any, str]:
+    """A key as plain data, and the name of its random number generator."""
+    if (typed := _typed(key)) is None or typed.shape:
+        of = "" if not eqx.is_array(key) else f" of shape {key.shape}, {key.dtype}"
+        raise ValueError(
+            "GaussianNoise: a key is one seed from 0 to 2**32 - 1, such as 42, or one "
+            "key, such as `jax.random.key(42)` or `jax.random.PRNGKey(42)`; got "
+            f"{type(key).__name__}{of}. For several, use `eqx.filter_vmap`."
+        )
+    return jax.random.key_data(typed), str(jax.random.key_impl(typed))
+
+
+def _typed(key: Any) -> Any:
+    """A typed key, or an array of some; `None` for what is neither key nor seed."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        # Other numbers would be cut to these, some of them to the same.
+        return jax.random.key(np.uint32(key)) if 0 <= key < 2**32 else None
+    if not eqx.is_array_like(key) or isinstance(key, bool | float | complex):
+        return None
+    key = jnp.asarray(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if jnp.issubdtype(key.dtype, jnp.integer) and key.shape == ():
+        return jax.random.key(key)
+    raw = jax.random.key_data(jax.random.key(0))
+    is_raw = key.dtype == raw.dtype and key.shape[-1:] == raw.shape
+    return jax.random.wrap_key_data(key) if is_raw else None
