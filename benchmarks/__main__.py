@@ -10,6 +10,7 @@ COMMANDS = {
     "memory": "bytes moved, temporary buffers and state, from the compiled step",
     "compile": "size of the compiled step and its growth with the number of leaves",
     "train": "time of a whole training step, ours bucketed or not, and optax's",
+    "privacy": "what one example can change in a private sum, its noise, and its cost",
     "atlas": "which transform obeys which law, ours and those of optax.contrib",
 }
 

@@ -80,6 +80,11 @@ class DPAggregate(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
         check_finite(self, "l2_norm_clip")
 
     @property
+    def laws(self) -> frozenset[str]:
+        """Those of the noise."""
+        return self.noise.laws
+
+    @property
     def needs(self) -> frozenset[str]:
         """The parameters, which gradients must fit, and single examples."""
         return self.noise.needs

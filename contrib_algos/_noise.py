@@ -80,7 +80,7 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
     """
 
     noise_multiplier: RealLike
-    key: KeyData
+    key: int | KeyData
     normalize_by: RealLike | None
     impl: str = eqx.field(static=True)  # Of the random number generator.
 
@@ -89,10 +89,15 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
     ):
         self.noise_multiplier = noise_multiplier
         self.normalize_by = normalize_by
-        self.key, self.impl = _data_and_kind(key)
+        self.key, self.impl = _checked_key(key), _kind(key)
         check_nonnegative(self, "noise_multiplier")
         check_positive(self, "normalize_by")
         check_finite(self, "noise_multiplier", "normalize_by")
+
+    @property
+    def laws(self) -> frozenset[str]:
+        """It knows nothing of the parameters but their shapes."""
+        return frozenset({"translation"})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -111,7 +116,10 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
         return grads
 
     def start(self, params: Tree) -> DifferentiallyPrivateAggregateState[Tree]:
-        return DifferentiallyPrivateAggregateState(self.key, zero_count())
+        seed = self.key
+        if isinstance(seed, int):
+            seed = jax.random.key_data(jax.random.key(np.uint32(seed), impl=self.impl))
+        return DifferentiallyPrivateAggregateState(seed, zero_count())
 
     def step(
         self,
@@ -130,28 +138,30 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
             *(grads.sum, grads.rest, noise),
             *(std, n),
         )
+        # What follows accumulates in these dtypes.
+        private = tree.cast_like(private, tree.widen(params))
         count = increment(state.count)
         return private, DifferentiallyPrivateAggregateState(state.rng_key, count)
 
 
-def _data_and_kind(key: Any) -> tuple[Any, str]:
-    """A key as plain data, and the name of its random number generator."""
+def _checked_key(key: Any) -> int | KeyData:
+    """A seed as it is, so that it is static, and a key as plain data."""
+    if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < 2**32:
+        return key  # Larger ones would be cut, some of them to the same.
     if (typed := _typed(key)) is None or typed.shape:
-        of = "" if not eqx.is_array(key) else f" of shape {key.shape}, {key.dtype}"
+        is_array = isinstance(key, jax.Array | np.ndarray)
+        of = f" of shape {key.shape}, {key.dtype}" if is_array else ""
         raise ValueError(
             "GaussianNoise: a key is one seed from 0 to 2**32 - 1, such as 42, or one "
             "key, such as `jax.random.key(42)` or `jax.random.PRNGKey(42)`; got "
             f"{type(key).__name__}{of}. For several, use `eqx.filter_vmap`."
         )
-    return jax.random.key_data(typed), str(jax.random.key_impl(typed))
+    return jax.random.key_data(typed)
 
 
 def _typed(key: Any) -> Any:
-    """A typed key, or an array of some; `None` for what is neither key nor seed."""
-    if isinstance(key, int) and not isinstance(key, bool):
-        # Other numbers would be cut to these, some of them to the same.
-        return jax.random.key(np.uint32(key)) if 0 <= key < 2**32 else None
-    if not eqx.is_array_like(key) or isinstance(key, bool | float | complex):
+    """A typed key, or an array of some; `None` for what is none."""
+    if not isinstance(key, jax.Array | np.ndarray | np.generic):
         return None
     key = jnp.asarray(key)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -161,3 +171,9 @@ def _typed(key: Any) -> Any:
     raw = jax.random.key_data(jax.random.key(0))
     is_raw = key.dtype == raw.dtype and key.shape[-1:] == raw.shape
     return jax.random.wrap_key_data(key) if is_raw else None
+
+
+def _kind(key: Any) -> str:
+    """The name of the random number generator that a key is for."""
+    is_key = eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return str(jax.random.key_impl(key if is_key else jax.random.key(0)))

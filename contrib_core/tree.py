@@ -371,7 +371,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     zero = jnp.zeros_like(largest)
     pair = zero, zero
     for a, inverse in _rows(x, 1 / unit):
-        squares = _abs_sq(a * inverse)
+        squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
         part = squares, jnp.zeros_like(squares)
         for axis in reversed(range(a.ndim)):
             part = _sum_pairs(part, axis)

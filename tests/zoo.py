@@ -21,6 +21,8 @@ from contrib_algos import (
     dadapt_adamw,
     dog,
     dowg,
+    dpsgd,
+    GaussianNoise,
     lion,
     Momentum,
     momo,
@@ -29,6 +31,7 @@ from contrib_algos import (
     prodigy,
     RMS,
     sgd,
+    value_and_clipped_grad,
 )
 from contrib_core import (
     AbstractTransform,
@@ -37,11 +40,14 @@ from contrib_core import (
     bucketed,
     chain,
     ENTRYWISE,
+    Extra,
     ISOMETRIES,
     layerwise,
     masked,
     scale,
     scale_by_learning_rate,
+    Tree,
+    tree,
 )
 from contrib_wrappers import (
     average,
@@ -105,6 +111,47 @@ def from_zero(count: Any) -> Any:
 def tenth_from_zero(count: Any) -> Any:
     """A schedule: `from_zero`, up to 0.1."""
     return 0.1 * from_zero(count)
+
+
+class OfExamples(AbstractTransform[Any]):
+    """What a rule of single examples makes of a gradient: it is given several of it, of
+    different lengths and signs, as `examples` makes them."""
+
+    inner: AbstractTransform
+    examples: Callable[[Tree], Any]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.inner.needs - {"examples"}
+
+    @property
+    def laws(self) -> frozenset[str]:
+        return self.inner.laws
+
+    def start(self, params: Tree) -> Any:
+        return self.inner.start(params)
+
+    def step(
+        self, grads: Tree, state: Any, params: Tree, extra: Extra
+    ) -> tuple[Tree, Any]:
+        received = self.inner.receive("inner", self.examples(grads), params)
+        return self.inner.step(received, state, params, extra)
+
+
+def stacked(grads: Tree) -> Tree:
+    """Gradients of three examples."""
+    return jax.tree.map(lambda g: jnp.stack([g, g / 2, -g / 4]), grads)
+
+
+def clipped(grads: Tree) -> Any:
+    """The clipped sum of these, of the losses of which they are the gradients."""
+
+    def loss(params: Tree, weight: Any) -> Any:
+        conjugate = jax.tree.map(jnp.conj, grads)
+        return weight * tree.dot(conjugate, params)
+
+    at = tree.zeros_like(grads)
+    return value_and_clipped_grad(loss, 1.0)(at, jnp.array([1.0, 0.5, -0.25]))
 
 
 # What every wrapper is put around.
@@ -245,6 +292,10 @@ VARIANTS: dict[str, Entry] = {
     "chain": Entry(chain(Momentum(), add_decayed_weights(0.01), scale(-0.1))),
     "master_dog_warmup": Entry(master_weights(dog(from_zero)), more=DOG),
     "master_prodigy_warmup": Entry(master_weights(prodigy(from_zero))),
+    "dpsgd": Entry(OfExamples(dpsgd(0.1, 1.0, 0.1, 42, momentum=0.9), stacked)),
+    "clipped_grad": Entry(
+        OfExamples(chain(GaussianNoise(0.1, 42), scale(-0.1)), clipped)
+    ),
     # Parts of optimisers.
     "identity": Entry(chain()),
     "decay": Entry(add_decayed_weights(0.01, matrices)),
