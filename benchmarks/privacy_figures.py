@@ -170,7 +170,7 @@ def _sums() -> dict[str, Callable[[PyTree, np.ndarray, float], np.ndarray]]:
         kept = jnp.where(mask[:, None], rows, 0)
         mean = contrib.differentially_private_aggregate(bound, 0.0, key=0)
         updates, _ = mean.update(kept, mean.init(kept))
-        return updates, jnp.zeros_like(updates)
+        return updates, tree.zeros_like(updates)
 
     def exactly(fn: Callable[..., tuple[Any, Any]], is_mean: bool = False):
         jitted = jax.jit(fn)
@@ -230,18 +230,19 @@ def _moments_and_links(who: str, seed: int) -> dict[str, float]:
     other = next(_noise(who, "float32", DRAWS, seed + 1))
     half = next(_noise(who, "bfloat16", DRAWS, seed))["a"]
     z = next(_noise(who, "complex64", DRAWS, seed))["a"]
+    real, imaginary = np.real(z), np.imag(z)
     x = first["a"].astype(np.float64)
     return {
         "std float32": abs(float(np.std(x)) - 1),
         "std bfloat16": abs(float(np.std(half, dtype=np.float64)) - 1),
-        "std real part of complex64": abs(float(np.std(z.real, dtype=np.float64)) - 1),
+        "std real part of complex64": abs(float(np.std(real, dtype=np.float64)) - 1),
         "kurtosis": float(np.mean((x - x.mean()) ** 4) / np.var(x) ** 2) - 3,
         "distinct values": len(np.unique(half)),
         "largest": float(np.max(np.abs(half))),
         "leaves": _correlation(x, first["b"]),
         "steps": _correlation(x, second["a"]),
         "keys": _correlation(x, other["a"]),
-        "real and imaginary parts": _correlation(z.real, z.imag),
+        "real and imaginary parts": _correlation(real, imaginary),
     }
 
 
@@ -262,8 +263,11 @@ def _tails(who: str, draws: int, seed: int) -> dict[str, float]:
             largest = max(largest, float(x.max()))
             for tail in TAILS:
                 counts[tail] += int(np.count_nonzero(x > tail))
-    named = {f"{tail:g}": count for tail, count in counts.items()}
-    return {"draws": number, "largest": largest} | named
+    return {
+        "draws": number,
+        "largest": largest,
+        **{f"{tail:g}": count for tail, count in counts.items()},
+    }
 
 
 def _noise(

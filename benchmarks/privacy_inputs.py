@@ -46,7 +46,7 @@ def groups(inputs: int, seed: int) -> Iterator[tuple[PyTree, float]]:
     """
     rng = np.random.default_rng(seed)
     for layout in it.islice(it.cycle(CYCLE), -(-inputs // ROWS)):
-        kind = rng.choice([_anywhere, _near, _equal])
+        kind = (_anywhere, _near, _equal)[rng.integers(3)]
         rows, bound = kind(rng, layout)
         yield rows, float(np.float32(bound))
 
@@ -63,7 +63,7 @@ def norms(rows: PyTree) -> np.ndarray:
 def _parts(x: np.ndarray) -> np.ndarray:
     """The coordinates of each row, real and imaginary parts each one."""
     x = x.reshape(len(x), -1)
-    return x.view(x.real.dtype) if np.iscomplexobj(x) else x
+    return x.view(np.real(x).dtype) if np.iscomplexobj(x) else x
 
 
 def _anywhere(rng: np.random.Generator, layout: Layout) -> tuple[PyTree, float]:

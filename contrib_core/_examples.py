@@ -52,7 +52,7 @@ def checked_examples(who: str, grads: PyTree[Any], params: Tree) -> Tree:
     rows = ()
     if jax.tree.structure(grads) == jax.tree.structure(params):
         _check_axes(who, grads, params)
-        rows = (number_of_examples(who, grads),)
+        rows = (number_of_examples(who, grads),) if jax.tree.leaves(grads) else ()
     check_gradients(who, grads, params, rows)
     return not_wider(grads, params)
 

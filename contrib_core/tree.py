@@ -400,8 +400,9 @@ def size(x: Tree) -> int:
 
 
 def map_rows(fn: Callable[..., Any], *rows: PyTree[Any]) -> Any:
-    """`fn` of each row, stacked; of no rows too."""
-    return jax.vmap(fn)(*rows)
+    """`fn` of each row, stacked; of no rows where there are none, or no leaves."""
+    number = next((leaf.shape[0] for leaf in jax.tree.leaves(rows)), 0)
+    return jax.vmap(fn, axis_size=number)(*rows)
 
 
 def sum_rows(rows: Tree) -> Pair:
