@@ -355,7 +355,8 @@ def norm(x: Tree) -> Scalar:
     Two passes: the entries are first divided by the power of two nearest to the
     largest, which is exact.
     """
-    largest, unit = _unit(x)
+    # Not below the root of the smallest number, or derivatives would underflow.
+    largest, unit = _unit(x, lowest=0.5)
     root = sqrt(sum(lambda a, u: _abs_sq(a * u), x, 1 / unit))
     return jnp.where(jnp.isfinite(largest), root * unit, largest)
 
@@ -367,27 +368,30 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     So it is known where it is not representable, too; the root is finite if and only if
     all entries are. It has no derivative.
     """
-    largest, unit = _unit(x)
-    zero = jnp.zeros_like(largest)
-    pair = zero, zero
+    largest, unit = _unit(x, lowest=1)
+    parts = [(jnp.zeros_like(largest),) * 2]
     for a, inverse in _rows(x, 1 / unit):
         squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
         part = squares, jnp.zeros_like(squares)
         for axis in reversed(range(a.ndim)):
             part = _sum_pairs(part, axis)
-        pair = _add_pairs(pair, part)
-    return jnp.where(jnp.isfinite(largest), jnp.sqrt(pair[0] + pair[1]), largest), unit
+        parts.append(part)
+    # In a reduction: a chain of additions, each of which uses the last one five times,
+    # XLA would copy into itself over and over.
+    totals, rests = zip(*parts, strict=True)
+    total, rest = _sum_pairs((jnp.stack(totals), jnp.stack(rests)), 0)
+    return jnp.where(jnp.isfinite(largest), jnp.sqrt(total + rest), largest), unit
 
 
-def _unit(x: Tree) -> tuple[Scalar, Scalar]:
-    """The largest modulus of a component, and the power of two nearest to it."""
+def _unit(x: Tree, lowest: float) -> tuple[Scalar, Scalar]:
+    """The largest modulus of a component, and the power of two nearest to it; none
+    below the power `lowest` of the smallest number."""
     # Components, since the modulus of a complex number may not be representable.
     pairs = jax.tree.map(lambda a: (a.real, a.imag) if jnp.iscomplexobj(a) else a, x)
     largest = lax.stop_gradient(max_abs(pairs))
     maxexp = jnp.finfo(largest.dtype).maxexp
     _, exponent = jnp.frexp(largest)
-    # Not below the root of the smallest number, or derivatives would underflow.
-    exponent = jnp.clip(exponent, -maxexp // 2, maxexp - 3)
+    exponent = jnp.clip(exponent, -int(lowest * (maxexp - 3)), maxexp - 3)
     return largest, jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
