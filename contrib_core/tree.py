@@ -368,7 +368,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     So it is known where it is not representable, too; the root is finite if and only if
     all entries are. It has no derivative.
     """
-    largest, unit = _unit(x, lowest=1)
+    largest, unit = _unit(x, lowest=1.0)
     parts = [(jnp.zeros_like(largest),) * 2]
     for a, inverse in _rows(x, 1 / unit):
         squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
