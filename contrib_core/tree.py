@@ -355,8 +355,7 @@ def norm(x: Tree) -> Scalar:
     Two passes: the entries are first divided by the power of two nearest to the
     largest, which is exact.
     """
-    # Not below the root of the smallest number, or derivatives would underflow.
-    largest, unit = _unit(x, lowest=0.5)
+    largest, unit = _unit(x, differentiable=True)
     root = sqrt(sum(lambda a, u: _abs_sq(a * u), x, 1 / unit))
     return jnp.where(jnp.isfinite(largest), root * unit, largest)
 
@@ -368,7 +367,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     So it is known where it is not representable, too; the root is finite if and only if
     all entries are. It has no derivative.
     """
-    largest, unit = _unit(x, lowest=1.0)
+    largest, unit = _unit(x, differentiable=False)
     parts = [(jnp.zeros_like(largest),) * 2]
     for a, inverse in _rows(x, 1 / unit):
         squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
@@ -383,15 +382,16 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     return jnp.where(jnp.isfinite(largest), jnp.sqrt(total + rest), largest), unit
 
 
-def _unit(x: Tree, lowest: float) -> tuple[Scalar, Scalar]:
-    """The largest modulus of a component, and the power of two nearest to it; none
-    below the power `lowest` of the smallest number."""
+def _unit(x: Tree, *, differentiable: bool) -> tuple[Scalar, Scalar]:
+    """The largest modulus of a component, and the power of two nearest to it."""
     # Components, since the modulus of a complex number may not be representable.
     pairs = jax.tree.map(lambda a: (a.real, a.imag) if jnp.iscomplexobj(a) else a, x)
     largest = lax.stop_gradient(max_abs(pairs))
     maxexp = jnp.finfo(largest.dtype).maxexp
     _, exponent = jnp.frexp(largest)
-    exponent = jnp.clip(exponent, -int(lowest * (maxexp - 3)), maxexp - 3)
+    # Not below the root of the smallest number, or derivatives would underflow.
+    lowest = -maxexp // 2 if differentiable else 3 - maxexp
+    exponent = jnp.clip(exponent, lowest, maxexp - 3)
     return largest, jnp.ldexp(jnp.ones_like(largest), exponent)
 
 
