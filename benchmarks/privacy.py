@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "entries": (1000, "sensitivity: length of a gradient"),
         "draws": (10**8, "noise: numbers to count the tails of"),
         "size": (1024, "cost: width of the first hidden layer"),
-        "seed": (0, "of all that is random"),
+        "seed": (0, "of examples, rows and noise"),
     }
     for name, (default, summary) in numbers.items():
         parser.add_argument(

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.stages import Compiled
 from jaxtyping import Array, PyTree
 from optax import contrib
@@ -58,7 +59,8 @@ def cost(size: int, rounds: int, is_large: bool) -> dict[str, Figure]:
 # What is compared
 
 
-BY_HAND, PEER = "by hand", "peer"
+# As the columns of `Figure`.
+BY_HAND, PEER = "by_hand", "peer"
 
 
 def _contenders() -> dict[str, Contender]:
@@ -115,11 +117,11 @@ def _batch(number: int) -> PyTree:
 
 
 def _loss(params: PyTree, example: PyTree) -> Array:
-    """The cross-entropy of a perceptron with three layers."""
-    x = example["image"]
-    for i in range(3):
+    """The cross-entropy of a perceptron."""
+    x, last = example["image"], len(params) // 2 - 1
+    for i in range(last + 1):
         x = x @ params[f"weight{i}"] + params[f"bias{i}"]
-        x = jax.nn.relu(x) if i < 2 else jax.nn.log_softmax(x)
+        x = jax.nn.relu(x) if i < last else jax.nn.log_softmax(x)
     return -x[example["label"]]
 
 
@@ -129,11 +131,15 @@ def _loss(params: PyTree, example: PyTree) -> Array:
 def _times(
     steps: dict[str, Compiled], shapes: trees.Shapes, batch: int, rounds: int
 ) -> dict[str, list[float]]:
-    params = trees.random(shapes, "float32", seed=0)
-    key = jax.random.key(1)
+    rng = np.random.default_rng(0)
+
+    def normal(shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    params = {name: 0.02 * normal(shape) for name, shape in shapes.items()}
     examples = {
-        "image": jax.random.normal(key, (batch, INPUTS)),
-        "label": jax.random.randint(key, (batch,), 0, CLASSES),
+        "image": normal((batch, INPUTS)),
+        "label": jnp.asarray(rng.integers(CLASSES, size=batch, dtype=np.int32)),
     }
 
     def contender(step: Compiled) -> Callable[[], float]:
@@ -146,40 +152,36 @@ def _times(
 def _memory(temp: dict[int, dict[str, float]]) -> dict[str, Figure]:
     figures = {}
     for batch, of in temp.items():
-        for name, ours, peer, by_hand in _rows(of, lambda x: x / 1e6):
-            figures[f"temp MB, B = {batch}, {name}"] = Figure(ours, peer, by_hand)
+        for name, figure in _figures(of, lambda x: x / 1e6):
+            figures[f"temp MB, B = {batch}, {name}"] = figure
     (few, low), (many, high) = temp.items()
     growth = {who: (high[who] - low[who]) / (many - few) for who in low}
-    for name, ours, peer, by_hand in _rows(growth, float):
-        most = None if name.startswith("microbatch 16") else MOST_BYTES_AN_EXAMPLE
-        figures[f"temp bytes an example, {name}"] = Figure(ours, peer, by_hand, most)
+    for name, figure in _figures(growth, float):
+        figure = figure._replace(most=MOST_BYTES_AN_EXAMPLE)
+        figures[f"temp bytes an example, {name}"] = figure
     return figures
 
 
 def _time(times: dict[int, dict[str, list[float]]]) -> dict[str, Figure]:
     figures = {}
     for batch, of in times.items():
-        rows = _rows(of, lambda x: 1e3 * statistics.median(x))
-        for name, ours, peer, by_hand in rows:
-            figures[f"ms, B = {batch}, {name}"] = Figure(ours, peer, by_hand)
+        for name, figure in _figures(of, lambda x: 1e3 * statistics.median(x)):
+            figures[f"ms, B = {batch}, {name}"] = figure
             if other := of.get(_other(name)):
                 ratio = spread(of[name], other)["median"]
-                figures[f"ratio of ms, B = {batch}, {name}"] = Figure(ratio)
+                figures[f"ms over the other's, B = {batch}, {name}"] = Figure(ratio)
     return figures
 
 
-def _rows(
+def _figures(
     of: dict[str, Any], number: Callable[[Any], float]
-) -> Iterator[tuple[str, float, float | None, float | None]]:
-    """For each way of ours: its name, what it takes, and the peer or by hand."""
-    for name, ours in of.items():
-        if name in (BY_HAND, PEER):
-            continue
-        other = of.get(_other(name))
-        compared = None if other is None else number(other)
-        is_noisy = _other(name) == PEER
-        peer, by_hand = (compared, None) if is_noisy else (None, compared)
-        yield name, number(ours), peer, by_hand
+) -> Iterator[tuple[str, Figure]]:
+    """Each way of ours, beside what it is compared with, if that was measured."""
+    for name in (who for who in of if who not in (BY_HAND, PEER)):
+        figure = Figure(number(of[name]))
+        if (other := _other(name)) in of:
+            figure = figure._replace(**{other: number(of[other])})
+        yield name, figure
 
 
 def _other(name: str) -> str:

@@ -64,7 +64,8 @@ def _clips() -> dict[str, Callable[[PyTree, float], PyTree]]:
 def clip(inputs: int, seed: int) -> dict[str, Figure]:
     """How often the norm of a clipped example is above the bound, or 0."""
     clips = _clips()
-    number, exceeded, dropped = 0, dict.fromkeys(clips, 0), dict.fromkeys(clips, 0)
+    number = 0
+    exceeded, by_far, dropped = (dict.fromkeys(clips, 0) for _ in range(3))
     worst = dict.fromkeys(clips, 0.0)
     for rows, bound in groups(inputs, seed):
         before = norms(rows)
@@ -73,12 +74,14 @@ def clip(inputs: int, seed: int) -> dict[str, Figure]:
             clipped = clip(rows, bound)
             after = norms(clipped)
             exceeded[who] += int(np.sum(~(after <= bound)))
+            by_far[who] += int(np.sum(~(after <= 1.01 * bound)))
             worst[who] = max(worst[who], float(np.max(np.nan_to_num(after / bound))))
             is_lost = (after == 0) & _is_visible(rows, before, bound, clipped)
             dropped[who] += int(np.sum(is_lost))
     return {
         "inputs": Figure(number, number),
         "norm above C": Figure(*exceeded.values(), most=0),
+        "norm above 1.01 C": Figure(*by_far.values(), most=0),
         "largest norm / C": Figure(*worst.values(), most=1),
         "dropped, though finite and not 0": Figure(*dropped.values(), most=0),
     }
@@ -131,15 +134,12 @@ def sensitivity(entries: int, seed: int, is_large: bool) -> dict[str, Figure]:
 
 def _sensitivity(dtype: str, batch: int, n: int, seed: int) -> Figure:
     rng = np.random.default_rng(seed)
-    removed = {0, batch // 2, batch - 1, int(rng.integers(batch))}
+    removed = sorted({0, batch // 2, batch - 1, int(rng.integers(batch))})
     sums = _sums()
     worst = dict.fromkeys(sums, 0.0)
-    for bound, jitter in ((1.0, 0.0), (0.3, 0.01)):
-        # All in one direction: what rounds one sum rounds all that come after.
-        base = np.abs(rng.standard_normal(n)) if jitter else np.ones(n)
-        rows = base * 2 * bound / np.linalg.norm(base)
-        noise = jitter * rng.standard_normal((batch, 1), np.float32)
-        rows = jnp.asarray(rows.astype(np.float32) * (1 + noise), dtype)
+    for entries, longest in _aligned(rng, dtype, batch, removed):
+        bound = float(np.float32(longest * math.sqrt(n)))
+        rows = jnp.broadcast_to(jnp.asarray(entries)[:, None], (batch, n))
         keep = np.ones(batch, bool)
         for who, total in sums.items():
             full = total(rows, keep, bound)
@@ -147,9 +147,35 @@ def _sensitivity(dtype: str, batch: int, n: int, seed: int) -> Figure:
                 changed = full - total(rows, np.arange(batch) != i, bound)
                 change = float(np.linalg.norm(changed)) / bound
                 # In this order, NaN stays.
-                worst[who] = change if not change <= worst[who] else worst[who]
+                worst[who] = worst[who] if change <= worst[who] else change
     *ours, peer = worst.values()
     return Figure(float(np.max(ours)), peer, most=1 + 1e-4)
+
+
+def _aligned(
+    rng: np.random.Generator, dtype: str, batch: int, removed: list[int]
+) -> Iterator[tuple[np.ndarray, float]]:
+    """For each row, what all its entries are: so all entries of the sum are rounded in
+    the same direction. And what they are in a row whose norm is the bound.
+
+    The sum is a little above 1, where a unit in the last place is largest beside it.
+    """
+    for _ in range(4):
+        # Rounds after every row in a way of its own.
+        rows = rng.uniform(0.5, 1, batch)
+        rows[removed] = 1
+        longest = 1.03 / np.sum(rows)
+        # Longer, so that they are clipped.
+        rows[removed] = 1.1
+        yield (longest * rows).astype(jnp.dtype(dtype)), longest
+    # Neighbours in turn, of norms below the bound. With a power of two of them the sum
+    # lies halfway between two numbers; so without one row all entries may be rounded
+    # down that were rounded up, to the one of these that is even.
+    high = np.asarray(1.03 / batch, jnp.dtype(dtype))
+    for _ in range(2):
+        low = np.nextafter(high, np.zeros_like(high))
+        yield np.where(np.arange(batch) % 2 == 0, high, low), 1.03 / 0.99 / batch
+        high = low
 
 
 def _sums() -> dict[str, Callable[[PyTree, np.ndarray, float], np.ndarray]]:
@@ -226,16 +252,15 @@ def noise(draws: int, seed: int) -> dict[str, Figure]:
 
 def _moments_and_links(who: str, seed: int) -> dict[str, float]:
     """What a million draws show: standard deviations and correlations."""
-    first, second = it.islice(_noise(who, "float32", DRAWS, seed), 2)
-    other = next(_noise(who, "float32", DRAWS, seed + 1))
-    half = next(_noise(who, "bfloat16", DRAWS, seed))["a"]
-    z = next(_noise(who, "complex64", DRAWS, seed))["a"]
-    real, imaginary = np.real(z), np.imag(z)
-    x = first["a"].astype(np.float64)
+    draws = _noise(who, {"a": "float32", "b": "float32", "z": "complex64"}, DRAWS)
+    first, second = it.islice(draws(seed), 2)
+    other = next(draws(seed + 1))
+    # By itself, since beside others optax makes it float32.
+    half = next(_noise(who, {"half": "bfloat16"}, DRAWS)(seed))["half"]
+    x, real, imaginary = first["a"], np.real(first["z"]), np.imag(first["z"])
+    deviations = {"float32": x, "bfloat16": half, "real part of complex64": real}
     return {
-        "std float32": abs(float(np.std(x)) - 1),
-        "std bfloat16": abs(float(np.std(half, dtype=np.float64)) - 1),
-        "std real part of complex64": abs(float(np.std(real, dtype=np.float64)) - 1),
+        **{f"std {kind}": abs(float(np.std(x)) - 1) for kind, x in deviations.items()},
         "kurtosis": float(np.mean((x - x.mean()) ** 4) / np.var(x) ** 2) - 3,
         "distinct values": len(np.unique(half)),
         "largest": float(np.max(np.abs(half))),
@@ -253,10 +278,11 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 def _tails(who: str, draws: int, seed: int) -> dict[str, float]:
     """How many of many draws are far out."""
-    size = min(draws // 2, DRAWS)
+    size = max(1, min(draws // 2, DRAWS))
+    source = _noise(who, dict.fromkeys("ab", "float32"), size)
     counts = dict.fromkeys(TAILS, 0)
     number, largest = 0, 0.0
-    for leaves in it.islice(_noise(who, "float32", size, seed), draws // (2 * size)):
+    for leaves in it.islice(source(seed), draws // (2 * size)):
         for leaf in leaves.values():
             x = np.abs(leaf)
             number += x.size
@@ -271,23 +297,34 @@ def _tails(who: str, draws: int, seed: int) -> dict[str, float]:
 
 
 def _noise(
-    who: str, dtype: str, size: int, seed: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Step by step, what is added to two leaves of zeros."""
-    zeros = {leaf: jnp.zeros(size, dtype) for leaf in ("a", "b")}
+    who: str, dtypes: dict[str, str], size: int
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """A function of the seed: step by step, what is added to leaves of zeros, over the
+    standard deviation that it should have."""
+    zeros = {leaf: jnp.zeros(size, dtype) for leaf, dtype in dtypes.items()}
     if who == "ours":
-        transform = GaussianNoise(NOISE_MULTIPLIER, seed, normalize_by=1)
         none, bound = jnp.zeros(1), jnp.float32(L2_NORM_CLIP)
         total = tree.widen(zeros)
         grads = ClippedSum(total, tree.zeros_like(total), none, none, bound)
     else:
-        transform = contrib.differentially_private_aggregate(
+        grads = {leaf: x[None] for leaf, x in zeros.items()}
+
+    def transform(seed: int) -> Any:
+        if who == "ours":
+            return GaussianNoise(NOISE_MULTIPLIER, seed, normalize_by=1)
+        return contrib.differentially_private_aggregate(
             L2_NORM_CLIP, NOISE_MULTIPLIER, key=seed
         )
-        grads = {leaf: x[None] for leaf, x in zeros.items()}
-    step = jax.jit(transform.update)
-    state = transform.init(zeros)
+
+    # Of any seed: the key is in the state.
+    step = jax.jit(transform(0).update)
     std = np.float32(NOISE_MULTIPLIER * L2_NORM_CLIP)
-    while True:
-        updates, state = step(grads, state, zeros)
-        yield {leaf: np.asarray(tree.widen(x)) / std for leaf, x in updates.items()}
+
+    def draws(seed: int) -> Iterator[dict[str, np.ndarray]]:
+        state = transform(seed).init(zeros)
+        while True:
+            updates, state = step(grads, state, zeros)
+            wide = jax.tree.map(np.asarray, tree.widen(updates))
+            yield {leaf: x / std for leaf, x in wide.items()}
+
+    return draws

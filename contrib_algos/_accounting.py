@@ -58,8 +58,7 @@ def epsilon(
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    event = _steps(steps, sampling_prob, noise_multiplier)
-    return max(0.0, float(make().compose(event).get_epsilon(delta)))
+    return _epsilon(make, _run(steps, sampling_prob, noise_multiplier), delta)
 
 
 def calibrate_noise(
@@ -99,24 +98,29 @@ def calibrate_noise(
     if steps == 0 or sampling_prob == 0:
         return 0.0
 
+    import dp_accounting
+
     def least(make: Callable[[], Any], lowest: float, guess: float) -> float:
         return dp_accounting.calibrate_dp_mechanism(
             make,
-            lambda noise: _steps(steps, sampling_prob, noise),
+            lambda noise: _run(steps, sampling_prob, noise),
             epsilon,
             delta,
             dp_accounting.LowerEndpointAndGuess(lowest, guess),
             tol=1e-5 * guess,
         )
 
-    import dp_accounting
+    if accountant == "rdp":
+        return least(make, 1e-2, 1.0)
+    # Bounded by the cheap accountant: distributions are long where noise is small.
+    guess = least(lambda: dp_accounting.rdp.RdpAccountant(range(2, 257)), 1e-2, 1.0)
+    lowest = guess / 2
+    while _epsilon(make, _run(steps, sampling_prob, lowest), delta) <= epsilon:
+        lowest /= 2
+    return least(make, lowest, guess)
 
-    # Found by the cheap accountant first: distributions are large where noise is small.
-    bound = least(_accountant(who, "rdp"), 1e-2, 1.0)
-    return bound if accountant == "rdp" else least(make, bound / 8, bound)
 
-
-def _steps(steps: int, sampling_prob: float, noise_multiplier: float) -> Any:
+def _run(steps: int, sampling_prob: float, noise_multiplier: float) -> Any:
     """What happens to the data, in the terms of dp-accounting."""
     from dp_accounting import (
         GaussianDpEvent,
@@ -124,10 +128,14 @@ def _steps(steps: int, sampling_prob: float, noise_multiplier: float) -> Any:
         SelfComposedDpEvent,
     )
 
-    event = GaussianDpEvent(noise_multiplier)
+    step = GaussianDpEvent(noise_multiplier)
     if sampling_prob < 1:
-        event = PoissonSampledDpEvent(sampling_prob, event)
-    return SelfComposedDpEvent(event, steps)
+        step = PoissonSampledDpEvent(sampling_prob, step)
+    return SelfComposedDpEvent(step, steps)
+
+
+def _epsilon(make: Callable[[], Any], run: Any, delta: float) -> float:
+    return max(0.0, float(make().compose(run).get_epsilon(delta)))
 
 
 def _accountant(who: str, name: str) -> Callable[[], Any]:

@@ -6,13 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
 from contrib_core import (
     batch_axes,
-    check_finite,
-    check_positive,
     check_whole,
     number_of_examples,
     over_devices,
@@ -24,7 +23,7 @@ from contrib_core import (
     tree,
 )
 
-from ._clip import clipped_rows, ClippedSum
+from ._clip import check_bound, clipped_rows, ClippedSum
 
 
 class ClippedGrad(eqx.Module):
@@ -43,15 +42,14 @@ class ClippedGrad(eqx.Module):
     microbatch_size: int = eqx.field(default=1, static=True)
 
     def __post_init__(self):
-        check_positive(self, "l2_norm_clip")
-        check_finite(self, "l2_norm_clip")
+        check_bound(self)
         check_whole(self, "microbatch_size")
 
     def __call__(
         self,
         model: PyTree[Any],
         batch: PyTree[Any],
-        mask: Bool[Array, " examples"] | None = None,
+        mask: Bool[Array | np.ndarray, " examples"] | None = None,
     ) -> ClippedSum:
         """The clipped sum of a batch.
 
@@ -143,13 +141,13 @@ def value_and_clipped_grad(
 
     - `loss`: `(model, example) -> value`, one real number for one row of the batch. It
         must not look at other examples, as batch normalisation does.
-    - `l2_norm_clip`: the bound on the norm of the gradient of one example, above 0, in
-        units of the gradients.
+    - `l2_norm_clip`: the bound on the norm of the gradient of one example, in units of
+        the gradients, from 1e-30 to 1e30.
     - `microbatch_size`: how many gradients are computed at once: more take more memory
         and less time. The result is the same but for the rounding of the gradients.
 
-    **Raises:** `ValueError` for a bound that is not positive and finite, and for a
-    size of blocks that is not a whole number above 0.
+    **Raises:** `ValueError` for a bound out of its range, and for a size of blocks that
+    is not a whole number above 0.
     """
     return ClippedGrad(loss, l2_norm_clip, microbatch_size)
 

@@ -8,8 +8,6 @@ from jaxtyping import PyTree
 from contrib_core import (
     AbstractTransform,
     chain,
-    check_finite,
-    check_positive,
     checked_examples,
     Extra,
     RealLike,
@@ -18,7 +16,7 @@ from contrib_core import (
     tree,
 )
 
-from ._clip import clipped_rows, ClippedSum
+from ._clip import check_bound, clipped_rows, ClippedSum
 from ._noise import DifferentiallyPrivateAggregateState, GaussianNoise
 from ._sgd import sgd
 
@@ -44,18 +42,18 @@ class DPAggregate(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
 
     **Arguments:**
 
-    - `l2_norm_clip`: $C$, above 0, in units of the gradients of one example.
+    - `l2_norm_clip`: $C$, in units of the gradients of one example, from 1e-30 to 1e30.
     - `noise_multiplier`, `key`, `normalize_by`: as for
         [`contrib_algos.GaussianNoise`][].
 
-    **Raises:** `ValueError` for a bound that is not positive and finite, for noise and
-    keys as `GaussianNoise`; and in `update`, with the path of the leaf, for gradients
+    **Raises:** `ValueError` for a bound out of its range, for noise and keys as
+    `GaussianNoise`; and in `update`, with the path of the leaf, for gradients
     without an axis of examples, or with different numbers of them.
 
     **Differences from optax.contrib:**
 
     - An example with a NaN or an infinity adds nothing; there, it is not clipped at
-        all, nor is one whose norm overflows.
+        all, nor is one whose norm underflows, as of [1e-30] at a bound of 1e-32.
     - Norms and sums are float32 or wider. In bfloat16, one of 4,096 examples can change
         the sum there by 11 times the bound.
     - The norm is at most the bound also after rounding, and noise has no 5.4 σ at which
@@ -76,8 +74,7 @@ class DPAggregate(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
     ):
         self.l2_norm_clip = l2_norm_clip
         self.noise = GaussianNoise(noise_multiplier, key, normalize_by=normalize_by)
-        check_positive(self, "l2_norm_clip")
-        check_finite(self, "l2_norm_clip")
+        check_bound(self)
 
     @property
     def laws(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from ._bucketed import (
 )
 from ._checks import (
     check_at_least_one as check_at_least_one,
+    check_between as check_between,
     check_finite as check_finite,
     check_fraction as check_fraction,
     check_nonnegative as check_nonnegative,

@@ -29,6 +29,12 @@ def check_finite(owner: eqx.Module, *names: str) -> None:
     _check(owner, names, "finite", lambda x: abs(x) <= largest)
 
 
+def check_between(owner: eqx.Module, low: float, high: float, *names: str) -> None:
+    """Each named field must be at least `low` and at most `high`."""
+    range_ = f"between {low} and {high}"
+    _check(owner, names, range_, lambda x: (x >= low) & (x <= high))
+
+
 def check_at_least_one(owner: eqx.Module, *names: str) -> None:
     """Each named field must be at least 1."""
     _check(owner, names, "at least 1", lambda x: x >= 1)

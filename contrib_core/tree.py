@@ -368,7 +368,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     all entries are. It has no derivative.
     """
     largest, unit = _unit(x, differentiable=False)
-    parts = [(jnp.zeros_like(largest),) * 2]
+    parts = []
     for a, inverse in _rows(x, 1 / unit):
         squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
         part = squares, jnp.zeros_like(squares)
@@ -377,7 +377,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
         parts.append(part)
     # In a reduction: a chain of additions, each of which uses the last one five times,
     # XLA would copy into itself over and over.
-    totals, rests = zip(*parts, strict=True)
+    totals, rests = zip(*parts, strict=True) if parts else ([largest], [largest])
     total, rest = _sum_pairs((jnp.stack(totals), jnp.stack(rests)), 0)
     return jnp.where(jnp.isfinite(largest), jnp.sqrt(total + rest), largest), unit
 
