@@ -1,8 +1,11 @@
 """What noise promises: epsilon and delta of DP-SGD, computed by dp-accounting."""
 
 import math
+import operator
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias
+
+from contrib_core import RealLike
 
 
 Accountant: TypeAlias = Literal["pld", "rdp"]
@@ -11,10 +14,10 @@ Accountant: TypeAlias = Literal["pld", "rdp"]
 
 def epsilon(
     *,
-    steps: int,
-    sampling_prob: float,
-    noise_multiplier: float,
-    delta: float,
+    steps: SupportsIndex,
+    sampling_prob: RealLike,
+    noise_multiplier: RealLike,
+    delta: RealLike,
     accountant: Accountant = "pld",
 ) -> float:
     """The epsilon at `delta` of `steps` steps of DP-SGD with Poisson sampling.
@@ -47,26 +50,27 @@ def epsilon(
     **Raises:** `ImportError` without dp-accounting, saying which extra brings it, and
     `ValueError` for arguments out of range.
     """
-    _check("epsilon", steps, sampling_prob, delta)
+    steps, q, delta = _checked("epsilon", steps, sampling_prob, delta)
+    noise_multiplier = float(noise_multiplier)
     if not 0 <= noise_multiplier < math.inf:
         raise ValueError(
             "epsilon: `noise_multiplier` must be at least 0, and finite; got "
             f"{noise_multiplier!r}."
         )
     make = _accountant("epsilon", accountant)
-    if steps == 0 or sampling_prob == 0:
+    if steps == 0 or q == 0:
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    return _epsilon(make, _run(steps, sampling_prob, noise_multiplier), delta)
+    return _epsilon(make, _run(steps, q, noise_multiplier), delta)
 
 
 def calibrate_noise(
     *,
-    steps: int,
-    sampling_prob: float,
-    epsilon: float,
-    delta: float,
+    steps: SupportsIndex,
+    sampling_prob: RealLike,
+    epsilon: RealLike,
+    delta: RealLike,
     accountant: Accountant = "pld",
 ) -> float:
     """The least noise multiplier with which DP-SGD keeps `epsilon` at `delta`.
@@ -89,13 +93,14 @@ def calibrate_noise(
     **Raises:** `ImportError` and `ValueError` as there.
     """
     who = "calibrate_noise"
-    _check(who, steps, sampling_prob, delta)
+    steps, q, delta = _checked(who, steps, sampling_prob, delta)
+    epsilon = float(epsilon)
     if not 0 < epsilon < math.inf:
         raise ValueError(
             f"{who}: `epsilon` must be above 0, and finite; got {epsilon}."
         )
     make = _accountant(who, accountant)
-    if steps == 0 or sampling_prob == 0:
+    if steps == 0 or q == 0:
         return 0.0
 
     import dp_accounting
@@ -103,7 +108,7 @@ def calibrate_noise(
     def least(make: Callable[[], Any], lowest: float, guess: float) -> float:
         return dp_accounting.calibrate_dp_mechanism(
             make,
-            lambda noise: _run(steps, sampling_prob, noise),
+            lambda noise: _run(steps, q, noise),
             epsilon,
             delta,
             dp_accounting.LowerEndpointAndGuess(lowest, guess),
@@ -115,7 +120,7 @@ def calibrate_noise(
     # Bounded by the cheap accountant: distributions are long where noise is small.
     guess = least(lambda: dp_accounting.rdp.RdpAccountant(range(2, 257)), 1e-2, 1.0)
     lowest = guess / 2
-    while _epsilon(make, _run(steps, sampling_prob, lowest), delta) <= epsilon:
+    while _epsilon(make, _run(steps, q, lowest), delta) <= epsilon:
         lowest /= 2
     return least(make, lowest, guess)
 
@@ -151,8 +156,10 @@ def _accountant(who: str, name: str) -> Callable[[], Any]:
     return accountants[name]
 
 
-def _check(who: str, steps: int, sampling_prob: float, delta: float) -> None:
-    if not isinstance(steps, int) or steps < 0:
+def _checked(
+    who: str, steps: Any, sampling_prob: Any, delta: Any
+) -> tuple[int, float, float]:
+    if not hasattr(steps, "__index__") or operator.index(steps) < 0:
         raise ValueError(f"{who}: `steps` must be a whole number >= 0; got {steps!r}.")
     if not 0 <= sampling_prob <= 1:
         raise ValueError(
@@ -160,3 +167,4 @@ def _check(who: str, steps: int, sampling_prob: float, delta: float) -> None:
         )
     if not 0 < delta < 1:
         raise ValueError(f"{who}: `delta` must be in (0, 1); got {delta!r}.")
+    return operator.index(steps), float(sampling_prob), float(delta)

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from contrib_core import check_between, gathered, RealLike, Scalar, Tree, tree
+from contrib_core import (
+    check_between,
+    check_scalar,
+    gathered,
+    RealLike,
+    Scalar,
+    Tree,
+    tree,
+)
 
 
 class ClippedSum(eqx.Module):
@@ -64,6 +72,7 @@ class ClippedSum(eqx.Module):
 def check_bound(owner: eqx.Module) -> None:
     """`l2_norm_clip` must be in a range where float32 has room for the sum of a million
     examples, and for noise of a millionth of it: what underflows would hide nothing."""
+    check_scalar(owner, "l2_norm_clip")
     check_between(owner, 1e-30, 1e30, "l2_norm_clip")
 
 

@@ -156,10 +156,10 @@ _WHO = "value_and_clipped_grad"
 
 
 def _checked_mask(mask: Any, number: int) -> Array:
-    dtype = jnp.result_type(mask)
-    if jnp.shape(mask) != (number,) or dtype != jnp.bool_:
+    mask = jnp.asarray(mask)
+    if mask.shape != (number,) or mask.dtype != jnp.bool_:
         raise ValueError(
             f"{_WHO}: `mask` must be one bool for each of the {number} examples; got "
-            f"shape {jnp.shape(mask)}, {dtype}."
+            f"shape {mask.shape}, {mask.dtype}."
         )
-    return jnp.asarray(mask)
+    return mask

@@ -87,6 +87,11 @@ class DPAggregate(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
         return self.noise.needs
 
     def receive(self, who: str, grads: PyTree[Any], params: Tree) -> Tree:
+        if isinstance(grads, ClippedSum):
+            raise ValueError(
+                f"{who}: a `ClippedSum` has been clipped already: what adds noise to "
+                "it is `GaussianNoise(...)`, in place of this."
+            )
         return checked_examples(who, grads, params)
 
     def start(self, params: Tree) -> DifferentiallyPrivateAggregateState[Tree]:

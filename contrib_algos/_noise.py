@@ -14,6 +14,7 @@ from contrib_core import (
     check_finite,
     check_nonnegative,
     check_positive,
+    check_scalar,
     Count,
     Extra,
     increment,
@@ -90,6 +91,7 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
         self.noise_multiplier = noise_multiplier
         self.normalize_by = normalize_by
         self.key, self.impl = _checked_key(key), _kind(key)
+        check_scalar(self, "noise_multiplier", "normalize_by")
         check_nonnegative(self, "noise_multiplier")
         check_positive(self, "normalize_by")
         check_finite(self, "noise_multiplier", "normalize_by")

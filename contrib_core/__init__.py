@@ -16,6 +16,7 @@ from ._checks import (
     check_one_of as check_one_of,
     check_pair as check_pair,
     check_positive as check_positive,
+    check_scalar as check_scalar,
     check_whole as check_whole,
 )
 from ._combine import (

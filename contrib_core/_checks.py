@@ -35,6 +35,16 @@ def check_between(owner: eqx.Module, low: float, high: float, *names: str) -> No
     _check(owner, names, range_, lambda x: (x >= low) & (x <= high))
 
 
+def check_scalar(owner: eqx.Module, *names: str) -> None:
+    """Each named field must be one number, and no array of several."""
+    for name in names:
+        if np.ndim(x := getattr(owner, name)):
+            raise ValueError(
+                f"{type(owner).__name__}: `{name}` must be one number; got shape "
+                f"{np.shape(x)}. For several, use `eqx.filter_vmap`."
+            )
+
+
 def check_at_least_one(owner: eqx.Module, *names: str) -> None:
     """Each named field must be at least 1."""
     _check(owner, names, "at least 1", lambda x: x >= 1)

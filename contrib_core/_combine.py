@@ -24,8 +24,9 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
     Its state is the tuple of theirs.
 
     **Raises:** `ValueError` where updates are scaled or decayed behind a transform that
-    recovers points of its own from where they lead, as all that average do, and where
-    anything comes before a transform of single examples.
+    recovers points of its own from where they lead, as all that average do; and where
+    anything comes before a transform of single examples, or needs their losses behind
+    it. What is behind it is given no extras but a `key`.
     """
 
     transforms: tuple[AbstractTransform, ...]
@@ -36,6 +37,8 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         )
         for i, t in enumerate(self.transforms):
             behind = next(filter(_rescales, self.transforms[i + 1 :]), None)
+            if "examples" in t.needs:
+                _check_private(t, self.transforms[i + 1 :])
             if "iterates" in t.needs and behind is not None:
                 raise ValueError(
                     f"Chain: {name_of(t)} recovers points of its own from the "
@@ -73,6 +76,8 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         for transform, inner_state in zip(self.transforms, state, strict=True):
             grads, new_state = transform.step(grads, inner_state, params, extra)
             new_states.append(new_state)
+            if "examples" in transform.needs:
+                extra = extra.only("key")  # Losses of the examples are not private.
         return grads, tuple(new_states)
 
     def eval_point(self, state: tuple[Any, ...], params: Tree) -> Tree:
@@ -86,6 +91,15 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         for i, (t, inner) in enumerate(zip(self.transforms, state, strict=True)):
             merged = merge_metrics(merged, t.metrics(inner), str(i))
         return merged
+
+
+def _check_private(first: AbstractTransform, behind: tuple[AbstractTransform, ...]):
+    for t in behind:
+        if unprotected := t.needs & {"value", "grad_fn"}:
+            raise ValueError(
+                f"Chain: {name_of(t)} needs `{min(unprotected)}`, which shows what "
+                f"{name_of(first)} hides: of the examples, it alone is private."
+            )
 
 
 def _rescales(t: AbstractTransform) -> bool:

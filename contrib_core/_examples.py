@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec, reshard
 from jaxtyping import Array, PyTree
 
 from ._boundary import check_gradients, not_wider, trainable
@@ -102,9 +102,15 @@ def per_device(x: PyTree[Any], like: PyTree[Any]) -> PyTree[Any]:
 
     def leaf(x: Any) -> Any:
         missing = tuple(sorted(axes - _varying(x))) if eqx.is_array(x) else ()
-        return lax.pcast(x, missing, to="varying") if missing else x
+        return _vary(x, missing) if missing else x
 
     return jax.tree.map(leaf, x)
+
+
+def _vary(x: Array, axes: tuple[str, ...]) -> Array:
+    if hasattr(lax, "pcast"):
+        return lax.pcast(x, axes, to="varying")
+    return getattr(lax, "pvary")(x, axes)  # In older versions of JAX.
 
 
 def _varying(x: Any) -> frozenset[str]:
@@ -125,10 +131,10 @@ def over_devices(
 
     def on_each(x: Any) -> Any:
         spec = [_without(names, entry) for entry in jax.typeof(x).sharding.spec]
-        return jax.reshard(x, PartitionSpec(*spec))
+        return reshard(x, PartitionSpec(*spec))
 
     def along(x: Any) -> Any:
-        return jax.reshard(x, PartitionSpec(axes, *jax.typeof(x).sharding.spec[1:]))
+        return reshard(x, PartitionSpec(axes, *jax.typeof(x).sharding.spec[1:]))
 
     arrays, static = eqx.partition(shared, eqx.is_array)
     return jax.shard_map(

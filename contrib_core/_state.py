@@ -60,6 +60,10 @@ class Extra(eqx.Module):
         """These extras, but for `name`."""
         return Extra({k: v for k, v in self.given.items() if k != name})
 
+    def only(self, name: str) -> "Extra":
+        """Of these extras, `name`, if it was given."""
+        return Extra({k: v for k, v in self.given.items() if k == name})
+
     def map_value(self, translate: Callable[[Scalar], Scalar]) -> "Extra":
         """These extras with their `value`, if there is one, in another precision."""
         if "value" not in self.given:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -25,12 +26,14 @@ from contrib_algos import (
     dpsgd,
     epsilon,
     GaussianNoise,
+    momo,
     normalize,
     sgd,
     value_and_clipped_grad,
 )
 from contrib_core import AbstractTransform, chain, scale, to_optax
 from contrib_core.laws import check
+from contrib_wrappers import sam
 
 
 class Model(eqx.Module):
@@ -121,7 +124,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "ClippedGrad: `l2_norm_clip` must be between",
     ),
     "bound schedule": (lambda: aggregate(l2_norm_clip=abs), "not a schedule"),
+    "bounds": (lambda: aggregate(l2_norm_clip=jnp.ones(3)), r"one number.*\(3,\)"),
     # Noise
+    "noise of each": (lambda: aggregate(noise_multiplier=jnp.ones(3)), "one number"),
     "noise -1": (lambda: aggregate(noise_multiplier=-1.0), "`noise_mul.* at least 0"),
     "noise nan": (lambda: aggregate(noise_multiplier=math.nan), "noise_mul.*least 0"),
     "noise inf": (lambda: aggregate(noise_multiplier=math.inf), "noise_mul.*finite"),
@@ -172,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a sum as examples": (
         lambda: update(aggregate(), CLIPPED_GRAD(MODEL, BATCH), MODEL),
-        "differ in structure",
+        "`ClippedSum` has been clipped already.*GaussianNoise",
     ),
     "gradients as a sum": (
         lambda: update(by_blocks(), MEAN, MODEL),
@@ -226,6 +231,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "after another": (lambda: chain(sgd(0.1), aggregate()), r"DPAggregate.*the first"),
     "after itself": (lambda: chain(aggregate(), aggregate()), "must be the first"),
     "noise after": (lambda: chain(scale(2.0), GaussianNoise(1.0, 0)), "be the first"),
+    "losses behind": (
+        lambda: chain(GaussianNoise(1.0, 0), momo()),
+        r"Momo.* needs `value`, which shows what GaussianNoise hides",
+    ),
+    "gradients behind": (
+        lambda: chain(by_rows(), sam(sgd(0.1), sgd(0.1), opaque_mode=True)),
+        r"needs `grad_fn`, which shows what DPAggregate",
+    ),
     "chain after": (lambda: chain(normalize(), by_rows()), "must be the first"),
 }
 
@@ -326,6 +339,24 @@ def test_losses_with_keys_and_models_without_parameters():
     clipped = constant({"w": None}, BATCH["x"])
     close(clipped.values, BATCH["x"].sum(axis=1))
     assert not clipped.norms.any()
+
+
+def test_what_is_behind_is_not_told_of_the_examples():
+    """Whatever `update` is given besides the gradients, but for a random key."""
+    told = SimpleNamespace(names=set())
+
+    def spy(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        told.names = set(extra)
+        return updates, state
+
+    theirs = optax.GradientTransformationExtraArgs(lambda params: (), spy)
+    for opt in (chain(GaussianNoise(1.0, 0), theirs), chain(chain(), theirs)):
+        grads = CLIPPED_GRAD(MODEL, BATCH)
+        clipped = grads if "GaussianNoise" in str(opt) else grads.sum
+        extra = {"value": jnp.mean(grads.values), "key": 1, "batch": BATCH}
+        opt.update(clipped, opt.init(MODEL), MODEL, **extra)
+        is_private = clipped is grads
+        assert told.names == ({"key"} if is_private else set(extra))
 
 
 def test_with_other_optimisers_and_optax():
@@ -500,7 +531,10 @@ def test_the_contract_from_the_command_line():
 def test_epsilon(arguments: tuple[int, float, float, float], expected: float):
     steps, sampling_prob, noise, delta = arguments
     found = epsilon(
-        steps=steps, sampling_prob=sampling_prob, noise_multiplier=noise, delta=delta
+        steps=jnp.asarray(steps),
+        sampling_prob=sampling_prob,
+        noise_multiplier=jnp.asarray(noise),
+        delta=delta,
     )
     assert found == pytest.approx(expected, rel=1e-5)
 
