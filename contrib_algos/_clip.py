@@ -118,3 +118,11 @@ def clipped_rows(
     if mask is None:
         return tree.map_rows(lambda g: clip(g, l2_norm_clip), grads)
     return tree.map_rows(lambda g, keep: clip(g, l2_norm_clip, keep), grads, mask)
+
+
+def clipped_sum(l2_norm_clip: RealLike, grads: Tree) -> ClippedSum:
+    """The sum of the rows of `grads`, each clipped; their losses are not known."""
+    rows, norms = clipped_rows(grads, l2_norm_clip)
+    total, rest = tree.sum_rows(rows)
+    bound = tree.scalar(l2_norm_clip, grads)
+    return ClippedSum(total, rest, jnp.zeros_like(norms), norms, bound)

@@ -11,13 +11,12 @@ from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
 from contrib_core import (
-    batch_axes,
     check_whole,
     number_of_examples,
-    over_devices,
     per_device,
     RealLike,
     rows_at,
+    summed_over_devices,
     trainable,
     Tree,
     tree,
@@ -68,16 +67,7 @@ class ClippedGrad(eqx.Module):
         """
         number = number_of_examples(_WHO, batch)
         mask = jnp.ones(number, bool) if mask is None else _checked_mask(mask, number)
-
-        def local(model: PyTree[Any], batch: PyTree[Any], mask: Array) -> ClippedSum:
-            return self._sum(model, batch, mask)
-
-        if (axes := batch_axes(batch)) is None:
-            return local(model, batch, mask)
-        # What is sharded over explicit axes stays where it is.
-        return over_devices(
-            lambda *args: local(*args).psum(axes), axes, model, (batch, mask)
-        )
+        return summed_over_devices(self._sum, model, (batch, mask))
 
     def _sum(self, model: PyTree[Any], batch: PyTree[Any], mask: Array) -> ClippedSum:
         model = per_device(model, like=(batch, mask))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from contrib_core import (
@@ -12,11 +11,11 @@ from contrib_core import (
     Extra,
     RealLike,
     RealOrSchedule,
+    summed_over_devices,
     Tree,
-    tree,
 )
 
-from ._clip import check_bound, clipped_rows, ClippedSum
+from ._clip import check_bound, clipped_sum, ClippedSum
 from ._noise import DifferentiallyPrivateAggregateState, GaussianNoise
 from ._sgd import sgd
 
@@ -104,10 +103,7 @@ class DPAggregate(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]):
         params: Tree,
         extra: Extra,
     ) -> tuple[Tree, DifferentiallyPrivateAggregateState[Tree]]:
-        rows, norms = clipped_rows(grads, self.l2_norm_clip)
-        total, rest = tree.sum_rows(rows)
-        bound = tree.scalar(self.l2_norm_clip, grads)
-        clipped = ClippedSum(total, rest, jnp.zeros_like(norms), norms, bound)
+        clipped = summed_over_devices(clipped_sum, self.l2_norm_clip, (grads,))
         return self.noise.step(clipped, state, params, extra)
 
 

@@ -39,13 +39,12 @@ from ._coordinates import (
     MaskedState as MaskedState,
 )
 from ._examples import (
-    batch_axes as batch_axes,
     checked_examples as checked_examples,
     gathered as gathered,
     number_of_examples as number_of_examples,
-    over_devices as over_devices,
     per_device as per_device,
     rows_at as rows_at,
+    summed_over_devices as summed_over_devices,
 )
 from ._layerwise import (
     Layerwise as Layerwise,

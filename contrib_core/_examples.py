@@ -82,16 +82,6 @@ def rows_at(batch: PyTree[Any], index: Array) -> PyTree[Any]:
     return jax.tree.map(leaf, batch)
 
 
-def batch_axes(batch: PyTree[Any]) -> Any:
-    """The explicit axes of the mesh that the first axis of `batch` is sharded over:
-    names, as in a `PartitionSpec`, and `None` if it is not, or they are automatic."""
-    for leaf in jax.tree.leaves(batch):
-        spec = jax.typeof(leaf).sharding.spec
-        if spec and spec[0] is not None:
-            return spec[0]
-    return None
-
-
 def per_device(x: PyTree[Any], like: PyTree[Any]) -> PyTree[Any]:
     """`x` as something that may differ between devices where `like` does.
 
@@ -120,13 +110,16 @@ def _varying(x: Any) -> frozenset[str]:
     return frozenset(getattr(axes, "varying", getattr(axes, "vma", frozenset())))
 
 
-def over_devices(
-    fn: Callable[..., Any], axes: Any, shared: PyTree[Any], batch: PyTree[Any]
+def summed_over_devices(
+    fn: Callable[..., Any], shared: PyTree[Any], batch: tuple[Any, ...]
 ) -> Any:
-    """`fn(shared, *batch)` on each device with its rows of `batch`, of explicit axes.
+    """`fn(shared, *batch)`, a sum over the rows of `batch` with a method `psum`.
 
-    `fn` has to add up over the axes whatever it returns.
+    Where the rows are sharded over explicit axes of a mesh, they stay where they are:
+    each device takes the sum over its own, and these are added up.
     """
+    if (axes := _explicit_axes(batch)) is None:
+        return fn(shared, *batch)
     names = {axes} if isinstance(axes, str) else set(axes)
 
     def on_each(x: Any) -> Any:
@@ -138,11 +131,21 @@ def over_devices(
 
     arrays, static = eqx.partition(shared, eqx.is_array)
     return jax.shard_map(
-        lambda arrays, batch: fn(eqx.combine(arrays, static), *batch),
+        lambda arrays, batch: fn(eqx.combine(arrays, static), *batch).psum(axes),
         in_specs=(PartitionSpec(), PartitionSpec(axes)),
         out_specs=PartitionSpec(),
         axis_names=names,
     )(jax.tree.map(on_each, arrays), jax.tree.map(along, batch))
+
+
+def _explicit_axes(batch: PyTree[Any]) -> Any:
+    """The explicit axes that the first axis of `batch` is sharded over, as in a
+    `PartitionSpec`; `None` if it is not, or they are automatic."""
+    for leaf in jax.tree.leaves(batch):
+        spec = jax.typeof(leaf).sharding.spec
+        if spec and spec[0] is not None:
+            return spec[0]
+    return None
 
 
 def _without(names: set[str], entry: Any) -> Any:

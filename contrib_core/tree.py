@@ -379,7 +379,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     # XLA would copy into itself over and over.
     totals, rests = zip(*parts, strict=True) if parts else ([largest], [largest])
     total, rest = _sum_pairs((jnp.stack(totals), jnp.stack(rests)), 0)
-    return jnp.where(jnp.isfinite(largest), jnp.sqrt(total + rest), largest), unit
+    return jnp.sqrt(total + rest) + 0 * largest, unit  # Which is NaN unless finite.
 
 
 def _unit(x: Tree, *, differentiable: bool) -> tuple[Scalar, Scalar]:
