@@ -58,10 +58,14 @@ def _measure(
 
 def _size(transform: Transform, rule: Rule, large: trees.Shapes) -> dict[str, Any]:
     small = dict(list(large.items())[: len(large) // 10])
+    arguments = [
+        [trees.abstract(x, rule.dtype) for x in (shapes, rule.gradients(shapes))]
+        for shapes in (small, large)
+    ]
     # The small one first, so that the time of the large one is without first calls.
-    before = instructions(compiled(transform, trees.abstract(small, rule.dtype)))
+    before = instructions(compiled(transform, *arguments[0]))
     start = time.perf_counter()
-    step = compiled(transform, trees.abstract(large, rule.dtype))
+    step = compiled(transform, *arguments[1])
     seconds = time.perf_counter() - start
     after = instructions(step)
     return {

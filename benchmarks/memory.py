@@ -50,7 +50,8 @@ def _quantities(
     transform: Transform, rule: Rule, shapes: trees.Shapes
 ) -> dict[str, float]:
     params = trees.abstract(shapes, rule.dtype)
-    step = compiled(transform, params)
+    grads = trees.abstract(rule.gradients(shapes), rule.dtype)
+    step = compiled(transform, params, grads)
     amounts = (
         bytes_accessed(step),
         temporary_bytes(step),
@@ -73,9 +74,10 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
 def _failures(rows: dict[str, Any]) -> list[str]:
     failures = []
     for name, row in rows.items():
-        most = RULES[name].most or (None, None)
-        for q, limit in zip(("streams", "temp"), most, strict=True):
-            allowed = {"its limit": limit, "the peer's": row["peer"] and row["peer"][q]}
+        most, more = RULES[name].most or (None, None), RULES[name].more
+        for q, limit, extra in zip(("streams", "temp"), most, more, strict=True):
+            peer = row["peer"] and row["peer"][q] + extra
+            allowed = {"its limit": limit, "the peer's": peer}
             for whose, bound in allowed.items():
                 if bound is not None and row["ours"][q] > bound + TOLERANCE:
                     figures = f"{row['ours'][q]:.3f}, {whose} {bound:.3f}"

@@ -13,6 +13,7 @@ from contrib_algos import (
     dadapt_adamw,
     dog,
     dowg,
+    dpsgd,
     lion,
     momo,
     momo_adam,
@@ -31,6 +32,8 @@ from contrib_wrappers import (
     schedule_free_sgd,
     split_real_and_imaginary,
 )
+
+from .trees import Shapes
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Rule:
     # against squares and products that overflow.
     guards: int = 0
     leaf_guards: int = 0
+    # Streams and temp of what the peer does not do.
+    more: tuple[float, float] = (0, 0)
+    examples: int | None = None  # Of which the gradients are, where not a mean of them.
+
+    def gradients(self, shapes: Shapes) -> Shapes:
+        """The shapes of gradients to parameters of some shapes."""
+        rows = () if self.examples is None else (self.examples,)
+        return {name: (*rows, *shape) for name, shape in shapes.items()}
 
     @property
     def floor(self) -> int:
@@ -128,6 +139,17 @@ RULES = {
         sam(sgd(LR), chain(normalize(), sgd(0.05))),
         contrib.sam(optax.sgd(LR), optax.chain(contrib.normalize(), optax.sgd(0.05))),
         "g > ; g x cache > x cache",
+    ),
+    # Of four examples. The second pass waits for the norms. Noise is drawn four times,
+    # in a loop, and what is added up has twice the precision.
+    "dpsgd": Rule(
+        dpsgd(LR, 1.0, 1.0, 0),
+        contrib.dpsgd(LR, 1.0, 1.0, 0),
+        "4g > ; 4g x > x",
+        guards=600,
+        leaf_guards=120,
+        more=(14, 4),
+        examples=4,
     ),
     "average": Rule(average(sgd(LR)), None, "g x a > x a"),
     "split": Rule(

@@ -78,10 +78,11 @@ def _measure(
     name: str, transform: Transform, rule: Rule, shapes: trees.Shapes, rounds: int
 ) -> dict[str, Any]:
     report.progress(name)
-    turns = {"ours": _contender(transform, shapes, rule.dtype)}
+    gradients = rule.gradients(shapes)
+    turns = {"ours": _contender(transform, shapes, gradients, rule.dtype)}
     if rule.peer is not None:
-        turns["peer"] = _contender(rule.peer, shapes, rule.dtype)
-    turns["adam"] = _contender(optax.adam(LR), shapes, "float32")
+        turns["peer"] = _contender(rule.peer, shapes, gradients, rule.dtype)
+    turns["adam"] = _contender(optax.adam(LR), shapes, shapes, "float32")
     times = interleaved(turns, rounds)
     size = bytes_of(trees.abstract(shapes, rule.dtype))
     peer = times.get("peer")
@@ -110,13 +111,13 @@ def interleaved(
 
 
 def _contender(
-    transform: Transform, shapes: trees.Shapes, dtype: str
+    transform: Transform, shapes: trees.Shapes, gradients: trees.Shapes, dtype: str
 ) -> Callable[[], float]:
     """A function that takes some steps and returns the mean seconds of one."""
     params = trees.random(shapes, dtype, seed=0)
     # Copied, since optax's states alias the parameters, which are donated too.
     state = jax.tree.map(jnp.copy, transform.init(params))
-    grads = trees.random(shapes, dtype, seed=1)
+    grads = trees.random(gradients, dtype, seed=1)
     # There and back: on a slope without end the learned step sizes would explode.
     signs = it.cycle([grads, jax.tree.map(jnp.negative, grads)])
     step = jitted(transform)

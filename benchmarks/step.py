@@ -35,10 +35,13 @@ def state_like(transform: Transform, params: PyTree) -> PyTree:
     return jax.eval_shape(lambda params: transform.init(params), params)
 
 
-def compiled(transform: Transform, params: PyTree) -> Compiled:
-    """The step for parameters (and gradients) like `params`."""
+def compiled(
+    transform: Transform, params: PyTree, grads: PyTree | None = None
+) -> Compiled:
+    """The step for parameters like `params`, and gradients like `grads` or these."""
     state = state_like(transform, params)
-    return jitted(transform).lower(params, state, params).compile()
+    grads = params if grads is None else grads
+    return jitted(transform).lower(params, state, grads).compile()
 
 
 def bytes_of(tree: PyTree) -> int:

@@ -379,7 +379,7 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
     # XLA would copy into itself over and over.
     totals, rests = zip(*parts, strict=True) if parts else ([largest], [largest])
     total, rest = _sum_pairs((jnp.stack(totals), jnp.stack(rests)), 0)
-    return jnp.sqrt(total + rest) + 0 * largest, unit  # Which is NaN unless finite.
+    return jnp.sqrt(total + rest), unit
 
 
 def _unit(x: Tree, *, differentiable: bool) -> tuple[Scalar, Scalar]:
@@ -467,26 +467,33 @@ def split(x: Tree, unit: Scalar) -> Pair:
 
 
 def normal_like(x: Tree, key: Key[Array, ""]) -> Tree:
-    """Independent normal numbers of variance 1, in the shapes and dtypes of `x`, of
-    which the last leaf does not know how large the first is; complex leaves have
-    variance 1 in both parts.
+    """Independent normal numbers of variance 1, in the shapes and dtypes of `x`.
+
+    Complex leaves have variance 1 in both parts. A leaf does not know of the others but
+    how many there are before it.
 
     Each is half of a sum of four. One of float32 has 24 random bits, and is never above
     5.4: an event of probability 7e-8, which a mechanism that promises less has to have.
     """
     leaves, structure = jax.tree.flatten(x)
-    keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
-    return structure.unflatten(_normal_like(*pair) for pair in zip(leaves, keys))
+    # Of all leaves at once, or there would be a loop for each.
+    own = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(leaves)))
+    keys = jax.vmap(lambda key: jax.random.split(key, (2, 4)))(own)
+    return structure.unflatten(
+        _normal_like(leaf, keys[i]) for i, leaf in enumerate(leaves)
+    )
 
 
-def _normal_like(x: Array, key: Array) -> Array:
+def _normal_like(x: Array, keys: Key[Array, "2 4"]) -> Array:
     if jnp.iscomplexobj(x):
-        real, imaginary = jax.random.split(key)
-        return lax.complex(_normal_like(x.real, real), _normal_like(x.imag, imaginary))
+        return lax.complex(*(_sum_of_four(x.real, part) for part in keys))
+    return _sum_of_four(x, keys[0])
 
+
+def _sum_of_four(x: Array, keys: Key[Array, "4"]) -> Array:
     def add(total: Array, key: Array) -> tuple[Array, None]:
         return total + jax.random.normal(key, x.shape, x.dtype), None
 
     # One at a time, for memory's sake.
-    total, _ = lax.scan(add, jnp.zeros_like(x), jax.random.split(key, 4))
+    total, _ = lax.scan(add, jnp.zeros_like(x), keys)
     return total / 2

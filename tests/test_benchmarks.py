@@ -145,11 +145,18 @@ def quadratic() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+# Adam moves 7 trees, and gradient descent 3.
+ENOUGH = Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(4, 0))
+
 MEMORY = ["memory", "--size", "65536"]
 COMPILE = ["compile", "--tree", "leaves:20"]
 PEER_SF = contrib.schedule_free_sgd(0.1)
 BAD = {
     "streams": (MEMORY, Rule(adam(0.1), optax.sgd(0.1), "g x > x")),
+    "streams beyond more": (
+        MEMORY,
+        Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(3.5, 0)),
+    ),
     "temp": (MEMORY, Rule(PEER_SF, contrib.prodigy(), "g x z > x z")),
     "streams limit": (MEMORY, Rule(PEER_SF, PEER_SF, "g x z > x z", most=(7, 2))),
     "temp limit": (MEMORY, Rule(PEER_SF, None, "g x z > x z", most=(10, 0))),
@@ -177,6 +184,9 @@ def test_check_names_the_rule_and_the_fault(fault, tmp_path, monkeypatch, capsys
 def test_check_passes(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RULES, "own", Rule(sgd(0.1), None, "g x > x"))
     rules = "normalize,schedule_free_sgd,own"
+    if argv is MEMORY:
+        monkeypatch.setitem(RULES, "more", ENOUGH)
+        rules += ",more,dpsgd"
     assert run(tmp_path, *argv, "--rules", rules, "--check")[0] == 0
     assert "Check: passed" in capsys.readouterr().out
 
