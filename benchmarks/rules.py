@@ -144,7 +144,9 @@ RULES = {
     # in a loop, and what is added up has twice the precision.
     "dpsgd": Rule(
         dpsgd(LR, 1.0, 1.0, 0),
-        contrib.dpsgd(LR, 1.0, 1.0, 0),
+        optax.chain(
+            contrib.differentially_private_aggregate(1.0, 1.0, key=0), optax.sgd(LR)
+        ),
         "4g > ; 4g x > x",
         guards=600,
         leaf_guards=120,
