@@ -145,8 +145,8 @@ def quadratic() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-# Adam moves 7 trees, and gradient descent 3.
-ENOUGH = Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(4, 0))
+# Adam moves 10 trees here, and gradient descent 3.
+ENOUGH = Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(7, 0))
 
 MEMORY = ["memory", "--size", "65536"]
 COMPILE = ["compile", "--tree", "leaves:20"]
@@ -155,7 +155,7 @@ BAD = {
     "streams": (MEMORY, Rule(adam(0.1), optax.sgd(0.1), "g x > x")),
     "streams beyond more": (
         MEMORY,
-        Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(3.5, 0)),
+        Rule(adam(0.1), optax.sgd(0.1), "g x > x", more=(6.5, 0)),
     ),
     "temp": (MEMORY, Rule(PEER_SF, contrib.prodigy(), "g x z > x z")),
     "streams limit": (MEMORY, Rule(PEER_SF, PEER_SF, "g x z > x z", most=(7, 2))),
