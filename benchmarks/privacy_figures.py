@@ -75,7 +75,8 @@ def clip(inputs: int, seed: int) -> dict[str, Figure]:
             after = norms(clipped)
             exceeded[who] += int(np.sum(~(after <= bound)))
             by_far[who] += int(np.sum(~(after <= 1.01 * bound)))
-            worst[who] = max(worst[who], float(np.max(np.nan_to_num(after / bound))))
+            ratio = np.nan_to_num(after / bound, nan=np.inf, posinf=np.inf)
+            worst[who] = max(worst[who], float(np.max(ratio)))
             is_lost = (after == 0) & _is_visible(rows, before, bound, clipped)
             dropped[who] += int(np.sum(is_lost))
     return {

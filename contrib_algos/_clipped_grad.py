@@ -133,8 +133,9 @@ def value_and_clipped_grad(
         must not look at other examples, as batch normalisation does.
     - `l2_norm_clip`: the bound on the norm of the gradient of one example, in units of
         the gradients, from 1e-30 to 1e30.
-    - `microbatch_size`: how many gradients are computed at once: more take more memory
-        and less time. The result is the same but for the rounding of the gradients.
+    - `microbatch_size`: how many gradients are computed at once. More take more memory,
+        and on accelerators less time; on CPUs 1 to 4 are quickest. The result is the
+        same but for the rounding of the gradients.
 
     **Raises:** `ValueError` for a bound out of its range, and for a size of blocks that
     is not a whole number above 0.
