@@ -27,6 +27,11 @@ SIGNATURES = {
         "estim_lr0": 1e-6,
         "weight_decay": 0.0,
     },
+    contrib_algos.differentially_private_aggregate: {
+        "l2_norm_clip": REQUIRED,
+        "noise_multiplier": REQUIRED,
+        "seed": REQUIRED,
+    },
     contrib_algos.dog: {
         "learning_rate": 1.0,
         "reps_rel": 1e-6,
@@ -41,6 +46,14 @@ SIGNATURES = {
         "eps": 1e-4,
         "weight_decay": None,
         "mask": None,
+    },
+    contrib_algos.dpsgd: {
+        "learning_rate": REQUIRED,
+        "l2_norm_clip": REQUIRED,
+        "noise_multiplier": REQUIRED,
+        "seed": REQUIRED,
+        "momentum": None,
+        "nesterov": False,
     },
     contrib_algos.momo: {
         "learning_rate": 1.0,
@@ -100,6 +113,7 @@ FIELDS = {
     contrib_algos.DAdaptAdamWState: (
         "exp_avg exp_avg_sq grad_sum estim_lr numerator_weighted count"
     ),
+    contrib_algos.DifferentiallyPrivateAggregateState: "rng_key",
     contrib_algos.DoGState: "first_step init_params estim_dist sum_sq_norm_grads",
     contrib_algos.DoWGState: "init_params weighted_sq_norm_grads estim_sq_dist",
     contrib_algos.MomoState: "exp_avg barf gamma lb count",
