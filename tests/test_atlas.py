@@ -26,8 +26,8 @@ from contrib_core.laws import Fault, Law, LAWS, Subject
 
 
 PAGE = (page.DOCS / "laws.md").read_text()
-# What is in the packages for other purposes than to be checked, or is given gradients of
-# single examples, which the laws do not know; in the zoo it is given some.
+# What is in the packages for other purposes than to be checked, or takes gradients of
+# single examples, which the laws do not know; the zoo has it with some of these.
 NO_TRANSFORMS = {
     "calibrate_noise",
     "differentially_private_aggregate",

@@ -203,4 +203,3 @@ def test_no_rows_are_divided_by_1():
     opt = DPAggregate(1.0, 2.0, 9)
     updates, _ = opt.update(jnp.zeros((0, 1000)), opt.init(params), params)
     np.testing.assert_array_equal(updates, noise(params, 2.0, key=9))
-
