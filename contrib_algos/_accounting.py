@@ -8,6 +8,9 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 from contrib_core import RealLike
 
 
+# Of which a step promises an epsilon of 50 or more.
+_LEAST_NOISE = 0.1
+
 Accountant: TypeAlias = Literal["pld", "rdp"]
 """How losses of privacy are added up: as distributions, or as Rényi divergences."""
 
@@ -43,7 +46,7 @@ def epsilon(
     - `delta`: in (0, 1).
     - `accountant`: `"pld"`, the distribution of privacy losses, which is exact up to a
         discretisation that is added to the result; or `"rdp"`, Rényi differential
-        privacy, a looser bound.
+        privacy, a looser bound, which is taken in any case for noise below 0.1.
 
     **Returns:** epsilon, at least 0; 0 for 0 steps, infinite for noise 0.
 
@@ -57,7 +60,9 @@ def epsilon(
             "epsilon: `noise_multiplier` must be at least 0, and finite; got "
             f"{noise_multiplier!r}."
         )
-    make = _accountant("epsilon", accountant)
+    # Distributions of less noise would not fit into memory.
+    is_little = noise_multiplier < _LEAST_NOISE
+    make = _accountant("epsilon", "rdp" if is_little else accountant)
     if steps == 0 or q == 0:
         return 0.0
     if noise_multiplier == 0:
@@ -88,7 +93,7 @@ def calibrate_noise(
 
     **Arguments:** as for [`contrib_algos.epsilon`][]; `epsilon` is above 0.
 
-    **Returns:** the noise multiplier; 0 for 0 steps.
+    **Returns:** the noise multiplier, at least 0.1; 0 for 0 steps.
 
     **Raises:** `ImportError` and `ValueError` as there.
     """
@@ -105,7 +110,7 @@ def calibrate_noise(
 
     import dp_accounting
 
-    def least(make: Callable[[], Any], lowest: float, guess: float) -> float:
+    def noise_of(make: Callable[[], Any], lowest: float, guess: float) -> float:
         return dp_accounting.calibrate_dp_mechanism(
             make,
             lambda noise: _run(steps, q, noise),
@@ -115,14 +120,29 @@ def calibrate_noise(
             tol=1e-5 * guess,
         )
 
+    def is_kept(make: Callable[[], Any], noise: float) -> bool:
+        return _epsilon(make, _run(steps, q, noise), delta) <= epsilon
+
+    quick = make if accountant == "rdp" else _rdp_of_whole_orders
+    if is_kept(quick, _LEAST_NOISE):
+        return _LEAST_NOISE
+    guess = noise_of(quick, _LEAST_NOISE, 1.0)
     if accountant == "rdp":
-        return least(make, 1e-2, 1.0)
-    # Bounded by the cheap accountant: distributions are long where noise is small.
-    guess = least(lambda: dp_accounting.rdp.RdpAccountant(range(2, 257)), 1e-2, 1.0)
-    lowest = guess / 2
-    while _epsilon(make, _run(steps, q, lowest), delta) <= epsilon:
-        lowest /= 2
-    return least(make, lowest, guess)
+        return guess
+    # From above, since distributions are long where noise is small.
+    lowest = max(guess / 2, _LEAST_NOISE)
+    while lowest > _LEAST_NOISE and is_kept(make, lowest):
+        lowest = max(lowest / 2, _LEAST_NOISE)
+    if lowest == _LEAST_NOISE and is_kept(make, lowest):
+        return lowest
+    return noise_of(make, lowest, guess)
+
+
+def _rdp_of_whole_orders() -> Any:
+    """Quick, and without the series of others, which do not always converge."""
+    from dp_accounting.rdp import RdpAccountant
+
+    return RdpAccountant(range(2, 257))
 
 
 def _run(steps: int, sampling_prob: float, noise_multiplier: float) -> Any:

@@ -11,10 +11,12 @@ from contrib_core import (
     check_between,
     check_scalar,
     gathered,
+    is_tracked,
     RealLike,
     Scalar,
     Tree,
     tree,
+    varying_axes,
 )
 
 
@@ -41,6 +43,7 @@ class ClippedSum(eqx.Module):
     values: Float[Array, " examples"]
     norms: Float[Array, " examples"]
     l2_norm_clip: Scalar
+    summed: tuple[str, ...] = eqx.field(default=(), static=True)  # Over which axes.
 
     def psum(self, axis_name: Any) -> "ClippedSum":
         """The sum over the devices of mesh axes, inside of `jax.shard_map`.
@@ -51,7 +54,18 @@ class ClippedSum(eqx.Module):
         **Arguments:**
 
         - `axis_name`: a name of an axis, or a tuple of names.
+
+        **Raises:** `ValueError` for an axis that it is summed over already, or along
+        which all devices have the same examples.
         """
+        names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        for name in names:
+            is_same = is_tracked(name) and name not in varying_axes(self.norms)
+            if is_same or name in self.summed:
+                raise ValueError(
+                    f"ClippedSum.psum: devices along the axis {name!r} have the same "
+                    "sum, which must not be counted again."
+                )
         number = self.norms.shape[0] * lax.axis_size(axis_name)
         digits = jnp.finfo(self.l2_norm_clip.dtype).nmant
         _, exponent = jnp.frexp(number * self.l2_norm_clip)
@@ -66,6 +80,7 @@ class ClippedSum(eqx.Module):
             values=gathered(self.values, axis_name),
             norms=gathered(self.norms, axis_name),
             l2_norm_clip=self.l2_norm_clip,
+            summed=self.summed + names,
         )
 
 
@@ -98,11 +113,11 @@ def clip(
     root, unit = tree.precise_norm(g)
     bound = tree.scalar(l2_norm_clip, g) * (1 - 8 * jnp.finfo(root.dtype).eps)
     counts = jnp.isfinite(root) & keep
-    is_long = root > bound / unit
+    is_short = root <= bound / unit
 
     def entry(g: Array, inverse: Array, factor: Array) -> Array:
         # Not by the product of both, which may over- or underflow.
-        return jnp.where(counts, jnp.where(is_long, g * inverse * factor, g), 0)
+        return jnp.where(counts, jnp.where(is_short, g, g * inverse * factor), 0)
 
     clipped = tree.map(entry, g, 1 / unit, tree.divide(bound, root))
     return clipped, jnp.where(keep, root * unit, 0)

@@ -20,9 +20,13 @@ from contrib_core import (
     trainable,
     Tree,
     tree,
+    varying_axes,
 )
 
 from ._clip import check_bound, clipped_rows, ClippedSum
+
+
+_WHO = "value_and_clipped_grad"
 
 
 class ClippedGrad(eqx.Module):
@@ -67,45 +71,69 @@ class ClippedGrad(eqx.Module):
         """
         number = number_of_examples(_WHO, batch)
         mask = jnp.ones(number, bool) if mask is None else _checked_mask(mask, number)
-        return summed_over_devices(self._sum, model, (batch, mask))
+        # With what the loss and the bound hold, which may be arrays.
+        shared = self, model
+        return summed_over_devices(_clipped_sum, shared, (batch, mask))
 
-    def _sum(self, model: PyTree[Any], batch: PyTree[Any], mask: Array) -> ClippedSum:
-        model = per_device(model, like=(batch, mask))
-        params = trainable(model)
 
-        def value(params: Tree, example: PyTree[Any]) -> Array:
-            loss = self.loss(eqx.combine(params, model), example)
-            if jnp.shape(loss) != () or not jnp.issubdtype(
-                jnp.result_type(loss), jnp.floating
-            ):
-                raise ValueError(
-                    f"{_WHO}: `loss(model, example)` must be one real number, of one "
-                    "example, which is a row of the batch without its first axis; got "
-                    f"shape {jnp.shape(loss)}, {jnp.result_type(loss)}."
-                )
-            return loss
-
-        def block(total: tree.Pair, index: Array) -> tuple[tree.Pair, Any]:
-            examples, is_kept = rows_at((batch, mask), index)
-            keep = is_kept & (index < number)
-            values, grads = tree.map_rows(
-                lambda example: jax.value_and_grad(value)(params, example), examples
-            )
-            rows, norms = clipped_rows(grads, self.l2_norm_clip, keep)
-            values = jnp.where(keep, tree.scalars(values, params), 0)
-            return tree.add_pairs(total, tree.sum_rows(rows)), (values, norms)
-
-        number = mask.shape[0]
-        size = min(self.microbatch_size, max(1, number))
-        blocks = jnp.arange(-(-number // size) * size).reshape(-1, size)
-        zeros = tree.widen(tree.zeros_like(params), tree.accumulator_dtype(params))
-        total, (values, norms) = lax.scan(block, tree.twice(zeros), blocks)
-        return ClippedSum(
-            *total,
-            values.reshape(-1)[:number],
-            norms.reshape(-1)[:number],
-            tree.scalar(self.l2_norm_clip, params),
+def _clipped_sum(
+    shared: tuple[ClippedGrad, PyTree[Any]], batch: PyTree[Any], mask: Array
+) -> ClippedSum:
+    """That of the rows which a device has."""
+    (grad, model), rows = shared, (batch, mask)
+    if axes := varying_axes(model) - varying_axes(rows):
+        raise ValueError(
+            f"{_WHO}: parameters differ between devices, along {sorted(axes)} of a "
+            "`jax.shard_map`: their gradients would be clipped in parts. Give each "
+            "device all of them, and a part of the batch."
         )
+    model = per_device(model, like=rows)
+    params = trainable(model)
+    number = mask.shape[0]
+
+    def value(params: Tree, example: PyTree[Any]) -> Array:
+        loss = _checked_loss(grad.loss(eqx.combine(params, model), example))
+        if axes := varying_axes(loss) - varying_axes(rows):
+            raise ValueError(
+                f"{_WHO}: the loss looks at data that differ between devices, along "
+                f"{sorted(axes)} of a `jax.shard_map`, and are not of the batch. Put "
+                "them into it: what is of no example is clipped with that of others."
+            )
+        return loss
+
+    def block(total: tree.Pair, index: Array) -> tuple[tree.Pair, Any]:
+        examples, is_kept = rows_at(rows, index)
+        keep = is_kept & (index < number)
+        values, grads = tree.map_rows(
+            lambda example: jax.value_and_grad(value)(params, example), examples
+        )
+        clipped, norms = clipped_rows(grads, grad.l2_norm_clip, keep)
+        values = jnp.where(keep, tree.scalars(values, params), 0)
+        return tree.add_pairs(total, tree.sum_rows(clipped)), (values, norms)
+
+    size = min(grad.microbatch_size, max(1, number))
+    blocks = jnp.arange(-(-number // size) * size).reshape(-1, size)
+    zeros = tree.widen(tree.zeros_like(params), tree.accumulator_dtype(params))
+    total, (values, norms) = lax.scan(block, tree.twice(zeros), blocks)
+    return ClippedSum(
+        *total,
+        values.reshape(-1)[:number],
+        norms.reshape(-1)[:number],
+        tree.scalar(grad.l2_norm_clip, params),
+    )
+
+
+def _checked_loss(loss: Any) -> Any:
+    is_number = eqx.is_array_like(loss) and jnp.shape(loss) == ()
+    if not is_number or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        got = type(loss).__name__
+        if eqx.is_array_like(loss):
+            got = f"shape {jnp.shape(loss)}, {jnp.result_type(loss)}"
+        raise ValueError(
+            f"{_WHO}: `loss(model, example)` must be one real number, of one example, "
+            f"which is a row of the batch without its first axis; got {got}."
+        )
+    return loss
 
 
 def value_and_clipped_grad(
@@ -141,9 +169,6 @@ def value_and_clipped_grad(
     is not a whole number above 0.
     """
     return ClippedGrad(loss, l2_norm_clip, microbatch_size)
-
-
-_WHO = "value_and_clipped_grad"
 
 
 def _checked_mask(mask: Any, number: int) -> Array:

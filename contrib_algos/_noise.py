@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from contrib_core import (
     AbstractState,
@@ -15,6 +15,7 @@ from contrib_core import (
     check_nonnegative,
     check_positive,
     check_scalar,
+    check_unmasked,
     Count,
     Extra,
     increment,
@@ -23,6 +24,7 @@ from contrib_core import (
     RealLike,
     Tree,
     tree,
+    varying_axes,
     zero_count,
 )
 
@@ -86,12 +88,17 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
     impl: str = eqx.field(static=True)  # Of the random number generator.
 
     def __init__(
-        self, noise_multiplier: RealLike, key: Any, *, normalize_by: Any = None
+        self,
+        noise_multiplier: RealLike,
+        key: Any,
+        *,
+        normalize_by: RealLike | None = None,
     ):
         self.noise_multiplier = noise_multiplier
         self.normalize_by = normalize_by
         self.key, self.impl = _checked_key(key), _kind(key)
-        check_scalar(self, "noise_multiplier", "normalize_by")
+        given = [] if normalize_by is None else ["normalize_by"]
+        check_scalar(self, "noise_multiplier", *given)
         check_nonnegative(self, "noise_multiplier")
         check_positive(self, "normalize_by")
         check_finite(self, "noise_multiplier", "normalize_by")
@@ -114,14 +121,31 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
                 "params)` with `clipped = value_and_clipped_grad(loss, l2_norm_clip)"
                 "(params, batch)`."
             )
-        AbstractTransform.receive(self, f"{who}, `.sum`", grads.sum, params)
+        check_unmasked(who, grads)
+        for part in ("sum", "rest"):
+            AbstractTransform.receive(
+                self, f"{who}, `.{part}`", getattr(grads, part), params
+            )
+        if grads.norms.ndim != 1 or grads.l2_norm_clip.shape:
+            raise ValueError(
+                f"{who}: several `ClippedSum`s, as of `jax.vmap`. Put `update` into "
+                "it, too, with a key for each."
+            )
+        if axes := varying_axes(grads):
+            raise ValueError(
+                f"{who}: the sum differs between devices, along {sorted(axes)} of a "
+                "`jax.shard_map`, and noise would be added by each of them. Add up "
+                "first, `clipped.psum(axis_name)`."
+            )
         return grads
 
     def start(self, params: Tree) -> DifferentiallyPrivateAggregateState[Tree]:
-        seed = self.key
-        if isinstance(seed, int):
-            seed = jax.random.key_data(jax.random.key(np.uint32(seed), impl=self.impl))
-        return DifferentiallyPrivateAggregateState(seed, zero_count())
+        key = self.key
+        if isinstance(key, int) or key.ndim == 0:
+            # A seed, which `jax.jit` may have made an array.
+            seed = np.uint32(key) if isinstance(key, int) else key
+            key = jax.random.key_data(jax.random.key(seed, impl=self.impl))
+        return DifferentiallyPrivateAggregateState(key, zero_count())
 
     def step(
         self,
@@ -135,11 +159,11 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
         n = rows if self.normalize_by is None else self.normalize_by
         key = jax.random.wrap_key_data(state.rng_key, impl=self.impl)
         noise = tree.normal_like(grads.sum, jax.random.fold_in(key, state.count))
-        private = tree.map(
-            lambda total, rest, z, std, n: (total + (rest + std * z)) / n,
-            *(grads.sum, grads.rest, noise),
-            *(std, n),
-        )
+
+        def entry(total: Array, rest: Array, z: Array, std: Any, n: Any) -> Array:
+            return (total + (rest + std * z)) / n
+
+        private = tree.map(entry, grads.sum, grads.rest, noise, std, n)
         # What follows accumulates in these dtypes.
         private = tree.cast_like(private, tree.widen(params))
         count = increment(state.count)
@@ -148,6 +172,8 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
 
 def _checked_key(key: Any) -> int | KeyData:
     """A seed as it is, so that it is static, and a key as plain data."""
+    if isinstance(key, np.integer):
+        key = int(key)
     if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < 2**32:
         return key  # Larger ones would be cut, some of them to the same.
     if (typed := _typed(key)) is None or typed.shape:

@@ -39,12 +39,15 @@ from ._coordinates import (
     MaskedState as MaskedState,
 )
 from ._examples import (
+    check_unmasked as check_unmasked,
     checked_examples as checked_examples,
     gathered as gathered,
+    is_tracked as is_tracked,
     number_of_examples as number_of_examples,
     per_device as per_device,
     rows_at as rows_at,
     summed_over_devices as summed_over_devices,
+    varying_axes as varying_axes,
 )
 from ._layerwise import (
     Layerwise as Layerwise,

@@ -36,12 +36,13 @@ def check_between(owner: eqx.Module, low: float, high: float, *names: str) -> No
 
 
 def check_scalar(owner: eqx.Module, *names: str) -> None:
-    """Each named field must be one number, and no array of several."""
+    """Each named field must be one number: no array of several, and not `None`."""
     for name in names:
-        if np.ndim(x := getattr(owner, name)):
+        if (x := getattr(owner, name)) is None or np.ndim(x):
+            got = "None" if x is None else f"shape {np.shape(x)}"
             raise ValueError(
-                f"{type(owner).__name__}: `{name}` must be one number; got shape "
-                f"{np.shape(x)}. For several, use `eqx.filter_vmap`."
+                f"{type(owner).__name__}: `{name}` must be one number; got {got}. For "
+                "several, use `eqx.filter_vmap`."
             )
 
 

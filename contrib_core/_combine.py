@@ -128,8 +128,8 @@ def chain(*transforms: Transform) -> AbstractTransform:
     **Raises:** `TypeError` for anything that is not a transform, ours or optax's.
     """
     flat: list[AbstractTransform] = []
-    for i, given in enumerate(transforms):
-        t = as_transform(given, is_first=i == 0)
+    for given in transforms:
+        t = as_transform(given, is_first=not flat)
         flat.extend(t.transforms if isinstance(t, Chain) else [t])
     return flat[0] if len(flat) == 1 else Chain(*flat)
 

@@ -48,7 +48,15 @@ def checked_examples(who: str, grads: PyTree[Any], params: Tree) -> Tree:
     **Raises:** `ValueError` for anything else, with the path of the leaf; so for
     gradients that were averaged over the examples.
     """
+    check_unmasked(who, grads)
     grads = trainable(grads)
+    if axes := varying_axes(grads):
+        raise ValueError(
+            f"{who}: the gradients differ between devices, along {sorted(axes)} of a "
+            "`jax.shard_map`, where noise would be added by each of them. Inside, use "
+            "`value_and_clipped_grad(...)(...).psum(axis_name)`, and outside "
+            "`GaussianNoise`."
+        )
     rows = ()
     if jax.tree.structure(grads) == jax.tree.structure(params):
         _check_axes(who, grads, params)
@@ -61,7 +69,9 @@ def _check_axes(who: str, grads: Tree, params: Tree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     for (path, g), p in zip(leaves, jax.tree.leaves(params), strict=True):
         if g.ndim != p.ndim + 1:
-            shape = ", ".join(map(str, ("B", *p.shape)))
+            shape = ", ".join(
+                ["B", *map(str, p.shape)] if p.ndim else ["B", ""]
+            ).strip()
             raise ValueError(
                 f"{who}: at {spot(path)} the gradient has shape {g.shape} and not "
                 f"({shape}), with a row for each example: what is averaged over them "
@@ -88,10 +98,10 @@ def per_device(x: PyTree[Any], like: PyTree[Any]) -> PyTree[Any]:
     Inside of `jax.shard_map`, derivatives with respect to what all devices share are
     added up over the devices at once: before an example of each could be clipped.
     """
-    axes = frozenset[str]().union(*(_varying(leaf) for leaf in jax.tree.leaves(like)))
+    axes = varying_axes(like)
 
     def leaf(x: Any) -> Any:
-        missing = tuple(sorted(axes - _varying(x))) if eqx.is_array(x) else ()
+        missing = tuple(sorted(axes - varying_axes(x))) if eqx.is_array(x) else ()
         return _vary(x, missing) if missing else x
 
     return jax.tree.map(leaf, x)
@@ -103,11 +113,35 @@ def _vary(x: Array, axes: tuple[str, ...]) -> Array:
     return getattr(lax, "pvary")(x, axes)  # In older versions of JAX.
 
 
-def _varying(x: Any) -> frozenset[str]:
-    kind = jax.typeof(x)
+def varying_axes(x: PyTree[Any]) -> frozenset[str]:
+    """The mesh axes of a `jax.shard_map` around, along which a leaf of `x` differs, as
+    far as JAX knows: it does not with `check_vma=False`."""
+    kinds = [jax.typeof(leaf) for leaf in jax.tree.leaves(eqx.filter(x, eqx.is_array))]
     # Older versions of JAX have the one, newer ones the other.
-    axes = getattr(kind, "manual_axis_type", kind)
-    return frozenset(getattr(axes, "varying", getattr(axes, "vma", frozenset())))
+    axes = [getattr(kind, "manual_axis_type", kind) for kind in kinds]
+    found = (getattr(a, "varying", getattr(a, "vma", frozenset())) for a in axes)
+    return frozenset[str]().union(*found)
+
+
+def is_tracked(axis_name: str) -> bool:
+    """Whether JAX knows what differs along a mesh axis of a `jax.shard_map` around."""
+    return bool(varying_axes(lax.axis_index(axis_name)))
+
+
+def check_unmasked(who: str, grads: PyTree[Any]) -> None:
+    """Raises `ValueError` where optax has masked parts of `grads`."""
+    leaves = jax.tree.leaves(grads, is_leaf=_is_masked)
+    if any(map(_is_masked, leaves)):
+        raise ValueError(
+            f"{who}: a part of the gradients is masked, as by `optax.masked` or "
+            "`optax.partition`: it would not be clipped, or by itself. Give all of "
+            "them, and put what is for a part behind, "
+            "`chain(DPAggregate(...), masked(..., mask))`."
+        )
+
+
+def _is_masked(x: Any) -> bool:
+    return type(x).__name__ == "MaskedNode"  # Optax is not imported here.
 
 
 def summed_over_devices(
