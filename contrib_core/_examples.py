@@ -69,9 +69,7 @@ def _check_axes(who: str, grads: Tree, params: Tree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(grads)
     for (path, g), p in zip(leaves, jax.tree.leaves(params), strict=True):
         if g.ndim != p.ndim + 1:
-            shape = ", ".join(
-                ["B", *map(str, p.shape)] if p.ndim else ["B", ""]
-            ).strip()
+            shape = ", ".join(["B", *map(str, p.shape)]) + ("" if p.ndim else ",")
             raise ValueError(
                 f"{who}: at {spot(path)} the gradient has shape {g.shape} and not "
                 f"({shape}), with a row for each example: what is averaged over them "

@@ -78,9 +78,9 @@ def inputs(seed: int, number: int, size: int, dtype: str) -> tuple[Array, Array]
 @pytest.mark.parametrize(
     "size, number",
     [
-        (1, 2000),
-        (3, 2000),
-        (100, 1000),
+        (1, 5000),
+        (3, 5000),
+        (100, 4000),
         pytest.param(10_000, 100, marks=pytest.mark.thorough),
         pytest.param(100_000, 20, marks=pytest.mark.thorough),
     ],
@@ -272,8 +272,8 @@ PARAMS: Any = {
     "v": jnp.ones(7),
 }
 BATCH = (
-    jax.random.normal(jax.random.key(1), (20, 5)) * jnp.logspace(-3, 2, 20)[:, None],
-    jnp.arange(20.0),
+    jax.random.normal(jax.random.key(1), (70, 5)) * jnp.logspace(-3, 2, 70)[:, None],
+    jnp.arange(70.0) / 4,
 )
 
 
@@ -286,16 +286,17 @@ def reference() -> tuple[np.ndarray, np.ndarray]:
     """The clipped sum in float64, and the norms."""
     grads = jax.vmap(jax.grad(loss), (None, 0))(PARAMS, BATCH)
     norms, rows = norms_of(grads), wide(grads)
-    return (rows * np.minimum(1, 1 / norms)[:, None]).sum(axis=0), norms
+    factors = np.minimum(1, (1 - 8 * EPS) / norms)
+    return (rows * factors[:, None]).sum(axis=0), norms
 
 
-@pytest.mark.parametrize("size", [1, 3, 16, 20, 64])
+@pytest.mark.parametrize("size", [1, 3, 16, 64, 70])
 def test_the_size_of_blocks_changes_nothing(size: int):
     clipped = blocks(size)(PARAMS, BATCH)
     expected, norms = reference()
     assert (norms < 1).any() and (norms > 1).any()
     np.testing.assert_allclose(
-        exact((clipped.sum, clipped.rest)), expected, rtol=0, atol=1e-5
+        exact((clipped.sum, clipped.rest)), expected, rtol=0, atol=70 * EPS
     )
     first = blocks(1)(PARAMS, BATCH)
     np.testing.assert_allclose(
@@ -317,7 +318,7 @@ def same_bits(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30, 0.0])
 def test_a_masked_row_is_a_row_of_anything_else(size: int, junk: float):
-    mask = jnp.arange(20) % 3 > 0
+    mask = jnp.arange(70) % 3 > 0
     x, y = BATCH
     other = jnp.where(mask[:, None], x, junk), jnp.where(mask, y, junk)
     same_bits(blocks(size)(PARAMS, BATCH, mask), blocks(size)(PARAMS, other, mask))
@@ -325,7 +326,7 @@ def test_a_masked_row_is_a_row_of_anything_else(size: int, junk: float):
 
 def test_a_masked_row_is_a_row_that_is_not_there():
     """Bit by bit, at the end of a batch and in it."""
-    mask = jnp.arange(20) % 3 > 0
+    mask = jnp.arange(70) % 3 > 0
     x, y = jnp.where(mask[:, None], BATCH[0], jnp.nan), BATCH[1]
     masked = blocks(1)(PARAMS, (x, y), mask)
     removed = blocks(1)(PARAMS, (x[mask], y[mask]))

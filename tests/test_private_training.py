@@ -109,6 +109,16 @@ def changed(**batch: Any) -> dict[str, Any]:
     return BATCH | batch
 
 
+PART = to_optax(aggregate())
+
+
+def by_optax(opt: optax.GradientTransformation) -> Any:
+    params = {"w": MODEL.weight, "b": MODEL.bias}
+    with jax.numpy_dtype_promotion("standard"):
+        rows = {"w": GRADS.weight, "b": GRADS.bias}
+        return opt.update(rows, opt.init(params), params)
+
+
 MEAN = jax.tree.map(lambda g: g.mean(axis=0), GRADS)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     # Bounds
@@ -123,9 +133,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: value_and_clipped_grad(loss, 0.0),
         "ClippedGrad: `l2_norm_clip` must be between",
     ),
+    "bound None": (lambda: aggregate(l2_norm_clip=None), "one number; got None"),
     "bound schedule": (lambda: aggregate(l2_norm_clip=abs), "not a schedule"),
     "bounds": (lambda: aggregate(l2_norm_clip=jnp.ones(3)), r"one number.*\(3,\)"),
     # Noise
+    "noise None": (lambda: aggregate(noise_multiplier=None), "one number; got None"),
     "noise of each": (lambda: aggregate(noise_multiplier=jnp.ones(3)), "one number"),
     "noise -1": (lambda: aggregate(noise_multiplier=-1.0), "`noise_mul.* at least 0"),
     "noise nan": (lambda: aggregate(noise_multiplier=math.nan), "noise_mul.*least 0"),
@@ -141,6 +153,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "bool": (lambda: aggregate(key=True), "got bool"),
     "negative": (lambda: aggregate(key=-1), "from 0 to 2"),
     "large": (lambda: aggregate(key=2**32), "from 0 to 2"),
+    "large of NumPy": (lambda: aggregate(key=np.int64(2**32)), "from 0 to 2"),
+    "negative of NumPy": (lambda: aggregate(key=np.int64(-1)), "from 0 to 2"),
     "keys": (lambda: aggregate(key=jax.random.split(jax.random.key(0))), "filter_vmap"),
     "numbers": (lambda: aggregate(key=jnp.zeros(2)), r"shape \(2,\), float32"),
     # Gradients
@@ -187,6 +201,38 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: update(by_blocks(), CLIPPED_GRAD(MODEL, BATCH).sum, MODEL),
         "`ClippedSum`",
     ),
+    "a rest of another shape": (
+        lambda: update(
+            by_blocks(),
+            at(lambda c: c.rest.bias, jnp.zeros(5), CLIPPED_GRAD(MODEL, BATCH)),
+            MODEL,
+        ),
+        "`.rest`.*`.bias`",
+    ),
+    "sums of many models": (
+        lambda: GaussianNoise(1.0, 0).update(
+            jax.vmap(lambda w: value_and_clipped_grad(jnp.vdot, 1.0)(w, jnp.eye(3)))(
+                jnp.eye(3)
+            ),
+            GaussianNoise(1.0, 0).init(jnp.eye(3)),
+            jnp.eye(3),
+        ),
+        "several `ClippedSum`s, as of `jax.vmap`",
+    ),
+    "averaged scalars": (
+        lambda: aggregate().update(
+            jnp.ones(()), aggregate().init(jnp.ones(())), jnp.ones(())
+        ),
+        r"shape \(\) and not \(B,\)",
+    ),
+    "masked by optax": (
+        lambda: by_optax(optax.masked(PART, {"w": True, "b": False})),
+        "masked.*would not be clipped",
+    ),
+    "parts of optax": (
+        lambda: by_optax(optax.partition({"x": PART, "y": PART}, {"w": "x", "b": "y"})),
+        "masked.*or by itself",
+    ),
     "a sum of another model": (
         lambda: update(by_blocks(), CLIPPED_GRAD(MODEL, BATCH), {"w": jnp.ones(3)}),
         "`.sum`.*differ in structure",
@@ -216,6 +262,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             MODEL, BATCH
         ),
         r"one real number, of one example.*shape \(4,\)",
+    ),
+    "loss and more": (
+        lambda: value_and_clipped_grad(lambda m, ex: (ex["y"], 1), 1.0)(MODEL, BATCH),
+        "one real number.*got tuple",
+    ),
+    "no loss": (
+        lambda: value_and_clipped_grad(lambda m, ex: None, 1.0)(MODEL, BATCH),
+        "one real number.*got NoneType",
     ),
     "complex loss": (
         lambda: value_and_clipped_grad(lambda m, ex: ex["y"].astype("complex64"), 1.0)(
@@ -289,14 +343,69 @@ def test_dpsgd_is_gradient_descent_along_the_private_mean():
         close([first, second], [-0.1 * f * g for f in by_hand for g in mean])
 
 
-def test_both_paths_are_one():
+@pytest.mark.parametrize("bound", [0.7, 30.0])
+def test_both_paths_are_one(bound: float):
     for normalize_by in (None, 10):
-        by_example = DPAggregate(1.0, 0.5, 42, normalize_by=normalize_by)
+        by_example = DPAggregate(bound, 0.5, 42, normalize_by=normalize_by)
         noise = GaussianNoise(0.5, 42, normalize_by=normalize_by)
-        close(
-            update(by_example, GRADS, MODEL)[0],
-            update(noise, CLIPPED_GRAD(MODEL, BATCH), MODEL)[0],
-        )
+        clipped = value_and_clipped_grad(loss, bound)(MODEL, BATCH)
+        assert float(clipped.l2_norm_clip) == np.float32(bound)
+        close(update(by_example, GRADS, MODEL)[0], update(noise, clipped, MODEL)[0])
+
+
+def test_mixed_precision(x64: None):
+    """Both paths, with momentum behind: statistics are of the parameters' precision,
+    and what comes from NumPy does not change that."""
+    params: Any = {
+        "w": jnp.ones((3, 4), jnp.float32),
+        "b": jnp.ones(4, jnp.float64),
+        "h": jnp.ones(4, jnp.bfloat16),
+    }
+    x = jax.random.normal(jax.random.key(0), (6, 3), jnp.float32)
+
+    def linear(params: Any, x: Array) -> Array:
+        y = jnp.tanh(x @ params["w"]).astype("float64") + params["b"]
+        return jnp.sum(y * params["h"].astype("float64") ** 2)
+
+    rows = jax.vmap(jax.grad(linear), (None, 0))(params, x)
+    in_blocks = value_and_clipped_grad(linear, 1.0, microbatch_size=4)(params, x)
+    results = []
+    for opt, grads in (
+        (by_rows(), rows),
+        (by_rows(), jax.tree.map(lambda g: np.asarray(g).astype(float), rows)),
+        (by_blocks(), in_blocks),
+    ):
+        updates, state = opt.update(grads, opt.init(params), params)
+        updates, _ = opt.update(grads, state, params)
+        assert jax.tree.map(lambda u: u.dtype, updates) == {
+            k: p.dtype for k, p in params.items()
+        }
+        results.append(jax.tree.map(lambda u: np.asarray(u, float), updates))
+    for other in results[1:]:
+        close(results[0], other)
+    narrow = {"w": params["w"]}
+    opt = DPAggregate(1.0, 0.5, 0)
+    wide = {"w": np.ones((6, 3, 4))}
+    updates, _ = opt.update(wide, opt.init(narrow), narrow)
+    same(
+        updates,
+        opt.update({"w": jnp.ones((6, 3, 4), "float32")}, opt.init(narrow), narrow)[0],
+    )
+
+
+def test_the_identity_may_come_first():
+    same(
+        update(chain(chain(), by_rows()), GRADS, MODEL), update(by_rows(), GRADS, MODEL)
+    )
+
+
+def test_a_seed_is_a_seed_under_jit():
+    opt, params = GaussianNoise(1.0, 5), jnp.ones(3)
+    state = jax.jit(lambda opt, params: opt.init(params))(opt, params)
+    same(state.rng_key, opt.init(params).rng_key)
+
+
+def test_both_names_are_one():
     named = differentially_private_aggregate(1.0, 0.5, 42)
     same(
         update(named, GRADS, MODEL)[0],
@@ -467,6 +576,94 @@ def test_eight_devices_are_one(kind: AxisType, make: Callable[..., Any]):
             close(eqx.apply_updates(model, updates), expected)
 
 
+def test_explicit_axes_and_arrays_in_loss_and_bound():
+    """And parameters that are sharded over the same axis as the batch."""
+
+    class Loss(eqx.Module):
+        scale: Array
+
+        def __call__(self, w: Array, x: Array) -> Array:
+            return jnp.sum(self.scale * jnp.sin(w * x))
+
+    def total(bound: Array, w: Array, x: Array) -> Any:
+        clipped = value_and_clipped_grad(Loss(jnp.full(8, 2.0)), bound)(w, x)
+        rows = jax.vmap(jax.grad(Loss(jnp.full(8, 2.0))), (None, 0))(w, x)
+        opt = DPAggregate(bound, 0.0, 0, normalize_by=1)
+        return clipped.sum, opt.update(rows, opt.init(w), w)[0]
+
+    bound, w, x = jnp.asarray(0.7), jnp.ones(8), jnp.arange(128.0).reshape(16, 8)
+    expected = total(bound, w, x)
+    close(expected[0], expected[1])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        data = NamedSharding(mesh, PartitionSpec("data"))
+        w, x = jax.device_put(w, data), jax.device_put(x, data)
+        shared = jax.reshard(w, PartitionSpec())
+        for run in (total, jax.jit(total)):
+            close(run(bound, shared, x), expected)
+        clipped = value_and_clipped_grad(Loss(jnp.full(8, 2.0)), bound)
+        close(jax.jit(lambda w, x: clipped(w, x).sum)(w, x), expected[0])
+
+
+def on_devices(fn: Callable[..., Any], *specs: Any, check_vma: bool = True) -> Any:
+    """`fn` on a mesh of 4 by 2 devices, of parameters and of a batch of ones."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=2 * (AxisType.Auto,))
+    mapped = jax.shard_map(
+        fn, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check_vma
+    )
+    return mapped(jnp.ones(8), jnp.ones((8, 8)))
+
+
+DATA, EACH = PartitionSpec("data"), PartitionSpec()
+LINEAR = value_and_clipped_grad(jnp.vdot, 1.0)
+
+
+def by_index(w: Array, x: Array) -> Any:
+    grad = value_and_clipped_grad(lambda w, i: jnp.vdot(w, x[i]), 1.0)
+    return grad(w, jnp.arange(len(x))).psum("data").sum
+
+
+def noisy_inside(w: Array, x: Array) -> Any:
+    opt = GaussianNoise(1.0, 0)
+    return lax.pmean(opt.update(LINEAR(w, x), opt.init(w), w)[0], "data")
+
+
+def aggregated_inside(w: Array, x: Array) -> Any:
+    opt = DPAggregate(1.0, 1.0, 0)
+    rows = jax.vmap(lambda x: x)(x)
+    return lax.pmean(opt.update(rows, opt.init(w), w)[0], "data")
+
+
+@pytest.mark.parametrize(
+    "fn, specs, message",
+    [
+        (by_index, (EACH, DATA), "not of the batch. Put them into it"),
+        (lambda w, x: LINEAR(w, x).psum("data").psum("data"), (EACH, DATA), "'data'"),
+        (lambda w, x: LINEAR(w, x).psum(("data", "model")), (EACH, DATA), "'model'"),
+        (lambda w, x: LINEAR(w, x[:, :2]), (DATA, EACH), "clipped in parts"),
+        (noisy_inside, (EACH, DATA), "Add up first, `clipped.psum"),
+        (aggregated_inside, (EACH, DATA), "noise would be added by each"),
+    ],
+)
+def test_what_is_wrong_in_shard_map(fn: Any, specs: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        on_devices(fn, *specs)
+
+
+def test_a_second_sum_is_refused_also_where_jax_does_not_look():
+    with pytest.raises(ValueError, match="must not be counted again"):
+        on_devices(
+            lambda w, x: LINEAR(w, x).psum("data").psum("data"),
+            *(EACH, DATA),
+            check_vma=False,
+        )
+    over_both = on_devices(
+        lambda w, x: LINEAR(w, x).psum(("data", "model")).sum,
+        *(EACH, PartitionSpec(("data", "model"))),
+    )
+    close(over_both, LINEAR(jnp.ones(8), jnp.ones((8, 8))).sum)
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map(check_vma: bool):
     """By the recipe of `docs/privacy.md`: a sum of each device, noise once."""
@@ -590,6 +787,31 @@ def test_calibration_of_much_and_little_noise(target: float, delta: float):
     arguments: Any = {"steps": 100, "sampling_prob": 0.1, "delta": delta}
     noise = calibrate_noise(epsilon=target, **arguments)
     assert 0.999 * target < epsilon(noise_multiplier=noise, **arguments) <= target
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"steps": 1, "sampling_prob": 1e-3, "epsilon": 1.0, "delta": 0.01},
+        {"steps": 1, "sampling_prob": 1.0, "epsilon": 1000.0, "delta": 1e-5},
+        {
+            "steps": 5,
+            "sampling_prob": 0.1,
+            "epsilon": 20000.0,
+            "delta": 1e-5,
+            "accountant": "rdp",
+        },
+    ],
+)
+def test_where_hardly_any_noise_would_do(arguments: Any):
+    assert calibrate_noise(**arguments) == 0.1
+
+
+def test_distributions_of_little_noise_are_not_computed():
+    common: Any = {"steps": 100, "sampling_prob": 0.1, "delta": 1e-5}
+    little = epsilon(noise_multiplier=0.05, **common)
+    assert little == epsilon(noise_multiplier=0.05, accountant="rdp", **common)
+    assert little > 1000
 
 
 def test_nothing_done_costs_nothing_and_no_noise_everything():
