@@ -623,6 +623,14 @@ def by_index(w: Array, x: Array) -> Any:
     return grad(w, jnp.arange(len(x))).psum("data").sum
 
 
+def twice(w: Array, x: Array) -> Any:
+    return LINEAR(w, x).psum("data").psum("data").sum
+
+
+def elsewhere(w: Array, x: Array) -> Any:
+    return LINEAR(w, x).psum("data").psum("model").sum
+
+
 def noisy_inside(w: Array, x: Array) -> Any:
     opt = GaussianNoise(1.0, 0)
     return lax.pmean(opt.update(LINEAR(w, x), opt.init(w), w)[0], "data")
@@ -638,8 +646,8 @@ def aggregated_inside(w: Array, x: Array) -> Any:
     "fn, specs, message",
     [
         (by_index, (EACH, DATA), "not of the batch. Put them into it"),
-        (lambda w, x: LINEAR(w, x).psum("data").psum("data"), (EACH, DATA), "'data'"),
-        (lambda w, x: LINEAR(w, x).psum(("data", "model")), (EACH, DATA), "'model'"),
+        (twice, (EACH, DATA), "axis 'data' have the same sum, which must not be count"),
+        (elsewhere, (EACH, DATA), "axis 'model' have the same sum"),
         (lambda w, x: LINEAR(w, x[:, :2]), (DATA, EACH), "clipped in parts"),
         (noisy_inside, (EACH, DATA), "Add up first, `clipped.psum"),
         (aggregated_inside, (EACH, DATA), "noise would be added by each"),
