@@ -598,7 +598,7 @@ def test_explicit_axes_and_arrays_in_loss_and_bound():
     with jax.set_mesh(mesh):
         data = NamedSharding(mesh, PartitionSpec("data"))
         w, x = jax.device_put(w, data), jax.device_put(x, data)
-        shared = jax.reshard(w, PartitionSpec())
+        shared = jax.sharding.reshard(w, PartitionSpec())
         for run in (total, jax.jit(total)):
             close(run(bound, shared, x), expected)
         clipped = value_and_clipped_grad(Loss(jnp.full(8, 2.0)), bound)
