@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from contrib_core import (
+    AbstractUnprotected,
     check_between,
     check_scalar,
     gathered,
@@ -20,7 +21,7 @@ from contrib_core import (
 )
 
 
-class ClippedSum(eqx.Module):
+class ClippedSum(AbstractUnprotected):
     """A sum of gradients of single examples, each clipped to an L2 norm.
 
     What one example adds to `sum + rest` has at most the norm `l2_norm_clip`. Nothing

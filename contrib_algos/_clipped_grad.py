@@ -92,7 +92,7 @@ def _clipped_sum(
     number = mask.shape[0]
 
     def value(params: Tree, example: PyTree[Any]) -> Array:
-        loss = _checked_loss(grad.loss(eqx.combine(params, model), example))
+        loss = _checked_loss(_call(grad.loss, eqx.combine(params, model), example))
         if axes := varying_axes(loss) - varying_axes(rows):
             raise ValueError(
                 f"{_WHO}: the loss looks at data that differ between devices, along "
@@ -121,6 +121,17 @@ def _clipped_sum(
         norms.reshape(-1)[:number],
         tree.scalar(grad.l2_norm_clip, params),
     )
+
+
+def _call(loss: Callable[..., Any], model: PyTree[Any], example: PyTree[Any]) -> Any:
+    try:
+        return loss(model, example)
+    except Exception as error:
+        shapes = jax.eval_shape(lambda: example)
+        error.add_note(
+            f"{_WHO} called `loss(model, example)` with one row of the batch: {shapes}."
+        )
+        raise
 
 
 def _checked_loss(loss: Any) -> Any:
@@ -163,7 +174,12 @@ def value_and_clipped_grad(
         the gradients, from 1e-30 to 1e30.
     - `microbatch_size`: how many gradients are computed at once. More take more memory,
         and on accelerators less time; on CPUs 1 to 4 are quickest. The result is the
-        same but for the rounding of the gradients.
+        same but for the rounding of the gradients. It need not divide their number.
+
+    **Returns:** a [`contrib_algos.ClippedGrad`][], a function of a model, a batch, and
+    if some rows do not count a mask. What it returns, a [`contrib_algos.ClippedSum`][],
+    goes whole into `update` of a chain that begins with
+    [`contrib_algos.GaussianNoise`][]; the losses are its `values`.
 
     **Raises:** `ValueError` for a bound out of its range, and for a size of blocks that
     is not a whole number above 0.
@@ -175,7 +191,8 @@ def _checked_mask(mask: Any, number: int) -> Array:
     mask = jnp.asarray(mask)
     if mask.shape != (number,) or mask.dtype != jnp.bool_:
         raise ValueError(
-            f"{_WHO}: `mask` must be one bool for each of the {number} examples; got "
-            f"shape {mask.shape}, {mask.dtype}."
+            f"{_WHO}: `mask` must be one bool for each of the {number} examples, as "
+            f"`weights > 0`; got shape {mask.shape}, {mask.dtype}. Several arrays of a "
+            "batch go into one tree, `(x, y)`."
         )
     return mask

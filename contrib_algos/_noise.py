@@ -65,9 +65,11 @@ class GaussianNoise(AbstractTransform[DifferentiallyPrivateAggregateState[Tree]]
     - `noise_multiplier`: $\sigma$, the standard deviation of the noise in the sum over
         the clipping norm $C$; what [`contrib_algos.calibrate_noise`][] returns. 0 is
         allowed, and is not private at all.
-    - `key`: a seed from 0 to $2^{32} - 1$, a typed key, or a raw one. Secret, and never
-        used again: neither for another run nor for another transform. There is no
-        default, for a key that everybody knows makes nothing private.
+    - `key`: a typed key, a raw one, such as the 64 secret bits of
+        `np.frombuffer(secrets.token_bytes(8), np.uint32)`, or for tests a seed from 0
+        to $2^{32} - 1$. Secret, and never used again: neither for another run nor for
+        another transform. There is no default, for a key that everybody knows makes
+        nothing private. `init` puts it into the state, whose key it is that counts.
     - `normalize_by`: $n$, a public number, such as the expected number of examples.
         By default it is the number of rows of the batch, masked ones included (1 for a
         batch without rows); never the number that a mask keeps, which is not public.
@@ -180,9 +182,10 @@ def _checked_key(key: Any) -> int | KeyData:
         is_array = isinstance(key, jax.Array | np.ndarray)
         of = f" of shape {key.shape}, {key.dtype}" if is_array else ""
         raise ValueError(
-            "GaussianNoise: a key is one seed from 0 to 2**32 - 1, such as 42, or one "
-            "key, such as `jax.random.key(42)` or `jax.random.PRNGKey(42)`; got "
-            f"{type(key).__name__}{of}. For several, use `eqx.filter_vmap`."
+            "GaussianNoise: a key is one key of `jax.random`, of secret bits "
+            "`np.frombuffer(secrets.token_bytes(8), np.uint32)`, or for tests one seed "
+            f"from 0 to 2**32 - 1; got {type(key).__name__}{of}. For several, use "
+            "`eqx.filter_vmap`."
         )
     return jax.random.key_data(typed)
 

@@ -69,6 +69,7 @@ from ._schedule import (
 )
 from ._state import (
     AbstractState as AbstractState,
+    AbstractUnprotected as AbstractUnprotected,
     Extra as Extra,
     GradFn as GradFn,
 )

@@ -74,7 +74,9 @@ def _check_axes(who: str, grads: Tree, params: Tree) -> None:
                 f"{who}: at {spot(path)} the gradient has shape {g.shape} and not "
                 f"({shape}), with a row for each example: what is averaged over them "
                 "cannot be clipped any more. Call `grads = jax.vmap(jax.grad(loss), "
-                "(None, 0))(params, batch)`, with the loss of one example."
+                "(None, 0))(params, batch)`, with the loss of one example, or of a "
+                "model `eqx.filter_vmap(eqx.filter_grad(loss), in_axes=(None, 0))"
+                "(model, batch)`."
             )
 
 

@@ -91,10 +91,10 @@ def as_transform(t: Any, *, is_first: bool = False) -> AbstractTransform:
     if isinstance(t, AbstractTransform):
         if "examples" in t.needs and not is_first:
             raise ValueError(
-                f"{name_of(t)} clips and adds noise to the gradients of single "
-                "examples: it must be the first of a chain, "
-                f"`chain({name_of(t)}, ...)`, and nothing may be put around it that "
-                "sees or changes gradients before it does."
+                f"{name_of(t)} needs what it is given of single examples as it comes: "
+                "it must be the first of a chain, and the only one of its kind. Put "
+                "other transforms, and wrappers around these, behind it: "
+                f"`chain({name_of(t)}, adam(1e-3))`."
             )
         return t
     if isinstance(t, type):

@@ -23,6 +23,10 @@ class AbstractState(eqx.Module, Generic[P]):
     """
 
 
+class AbstractUnprotected(eqx.Module):
+    """What is computed of single examples, and may reach a rule as noise only."""
+
+
 class Extra(eqx.Module):
     """What a step may use besides gradients, state and parameters.
 

@@ -19,7 +19,7 @@ from ._boundary import (
     scalar_value,
     trainable,
 )
-from ._state import Extra
+from ._state import AbstractUnprotected, Extra
 from ._types import S, Scalar, Tree
 
 
@@ -153,6 +153,11 @@ class AbstractTransform(eqx.Module, Generic[S]):
 
         **Raises:** `ValueError`, in the name of `who`, if they do not.
         """
+        if isinstance(grads, AbstractUnprotected):
+            raise ValueError(
+                f"{who}: a `{type(grads).__name__}` is not private yet. Put the noise "
+                "in front, `chain(GaussianNoise(noise_multiplier, key), ...)`."
+            )
         if params is None:
             return trainable(grads)
         return checked_gradients(who, grads, params)
