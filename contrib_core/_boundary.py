@@ -177,6 +177,32 @@ def of_trainable(who: str, grad_fn: Callable[..., Any], model: PyTree[Any]) -> G
     return of_leaves
 
 
+def check_origin(
+    who: str,
+    start: Callable[..., Any],
+    like: Tree,
+    state: PyTree[Any],
+    error: Exception,
+) -> None:
+    """Raises `ValueError` from the `error` of a step if `state` cannot have come from
+    `start`: it is that of other parameters, or of another transform."""
+    needed = jax.eval_shape(start, like)
+    wrong = first_difference(needed, state)
+    if wrong is None:
+        pairs = zip(leaves_with_path(needed), leaves_with_path(state), strict=True)
+        wrong = next((spot(p) for (p, a), (_, b) in pairs if not _is_like(a, b)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{who}.update: `state` is that of other parameters or of another "
+            f"transform: it is wrong at {wrong}. Start with `state = opt.init("
+            "params)`, and go on with what `update` returns."
+        ) from error
+
+
+def _is_like(a: Any, b: Any) -> bool:
+    return a is b or (jnp.shape(a), a.dtype) == (jnp.shape(b), jnp.result_type(b))
+
+
 def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:
     """Raises `ValueError` unless `new` has the type of `old`: structure, shapes, dtypes
     and weak types. State that drifts retraces every step, or breaks `lax.scan`."""

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from . import tree
 from ._boundary import (
     check_given,
+    check_origin,
     check_state,
     checked_gradients,
     in_precision,
@@ -91,8 +92,9 @@ class AbstractTransform(eqx.Module, Generic[S]):
         them), for `eqx.apply_updates(params, updates)`, and the new state.
 
         **Raises:** `ValueError`, at trace time, if something that is needed is missing,
-        if `grads` do not fit `params` (naming the first leaf), or if the type of the
-        state would change.
+        if `grads` do not fit `params` (naming the first leaf), if `state` is that of
+        other parameters or of another transform and leads to an error, or if the type
+        of the state would change.
         """
         who = name_of(self)
         given = {"params": params, "value": value, "grad_fn": grad_fn, "key": key}
@@ -107,7 +109,12 @@ class AbstractTransform(eqx.Module, Generic[S]):
         if grad_fn is not None:
             given["grad_fn"] = of_trainable(who, grad_fn, model)
         rule = in_precision(self, (grads, like))
-        updates, new_state = rule.step(grads, state, params, Extra(rest | given))
+        try:
+            updates, new_state = rule.step(grads, state, params, Extra(rest | given))
+        except Exception as error:
+            # Not before, since it takes as long to trace as the first step.
+            check_origin(who, rule.start, like, state, error)
+            raise
         check_state(who, state, new_state)
         return tree.cast_like(updates, like), new_state
 

@@ -786,3 +786,38 @@ def test_a_mask_may_select_nothing():
         updates, new_state = opt.update(params, state, params)
         np.testing.assert_array_equal(updates, params)
         assert eqx.tree_equal(new_state, state)
+
+
+# States of others
+
+
+OTHER = {"a": jnp.ones(3), "b": {"c": jnp.ones((2, 2))}}
+
+
+@pytest.mark.parametrize(
+    "make_state, where",
+    [
+        (lambda opt: None, "exp_avg|b1"),
+        (lambda opt: sgd(0.1, momentum=0.9).init(OTHER), "exp_avg|b1"),
+        (lambda opt: opt.init({"a": OTHER["a"]}), "'b'"),
+        (lambda opt: opt.init(OTHER | {"a": jnp.ones(4)}), r"'a'"),
+    ],
+)
+@pytest.mark.parametrize("make", [adam, lambda rate: schedule_free(adam(rate), rate)])
+def test_foreign_states_are_named(make, make_state, where, unchecked: None):
+    opt = make(0.1)
+    message = f"`state` is that of other parameters or.*({where}).*opt.init"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        opt.update(OTHER, make_state(opt), OTHER)
+
+
+def test_other_errors_of_a_step_are_what_they_are():
+    class Broken(AbstractTransform[None]):
+        def start(self, params):
+            return None
+
+        def step(self, grads, state, params, extra):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Broken().update(OTHER, None, OTHER)
