@@ -29,7 +29,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num, PyTree, Real
 
+from . import _pairs as pairs
 from ._errors import first_difference
+from ._normal import normal_like as normal_like_array
 from ._types import Flag, is_zero, RealLike, Scalar, Scalars, Tree
 
 
@@ -373,20 +375,20 @@ def precise_norm(x: Tree) -> tuple[Scalar, Scalar]:
         squares = _apply(lambda a, u: _abs_sq(a * u), (a, inverse))
         part = squares, jnp.zeros_like(squares)
         for axis in reversed(range(a.ndim)):
-            part = _sum_pairs(part, axis)
+            part = pairs.sum(part, axis)
         parts.append(part)
     # In a reduction: a chain of additions, each of which uses the last one five times,
     # XLA would copy into itself over and over.
     totals, rests = zip(*parts, strict=True) if parts else ([largest], [largest])
-    total, rest = _sum_pairs((jnp.stack(totals), jnp.stack(rests)), 0)
+    total, rest = pairs.sum((jnp.stack(totals), jnp.stack(rests)), 0)
     return jnp.sqrt(total + rest), unit
 
 
 def _unit(x: Tree, *, differentiable: bool) -> tuple[Scalar, Scalar]:
     """The largest modulus of a component, and the power of two nearest to it."""
     # Components, since the modulus of a complex number may not be representable.
-    pairs = jax.tree.map(lambda a: (a.real, a.imag) if jnp.iscomplexobj(a) else a, x)
-    largest = lax.stop_gradient(max_abs(pairs))
+    parts = jax.tree.map(lambda a: (a.real, a.imag) if jnp.iscomplexobj(a) else a, x)
+    largest = lax.stop_gradient(max_abs(parts))
     maxexp = jnp.finfo(largest.dtype).maxexp
     _, exponent = jnp.frexp(largest)
     # Not below the root of the smallest number, or derivatives would underflow.
@@ -415,44 +417,20 @@ def sum_rows(rows: Tree) -> Pair:
     One reduction, which XLA fuses with what computes the rows, and which sums the rows
     of each device by themselves before it gathers.
     """
-    pairs = [(x, jnp.zeros_like(x)) for x in jax.tree.leaves(rows)]
-    return _unzip(rows, [_sum_pairs(pair, 0) for pair in pairs])
+    leaves = [(x, jnp.zeros_like(x)) for x in jax.tree.leaves(rows)]
+    return _unzip(rows, [pairs.sum(leaf, 0) for leaf in leaves])
 
 
 def add_pairs(x: Pair, y: Pair) -> Pair:
     """`x + y` in twice the precision."""
     columns = [jax.tree.leaves(part) for part in (*x, *y)]
     rows = zip(*columns, strict=True)
-    return _unzip(x[0], [_add_pairs((a, b), (c, d)) for a, b, c, d in rows])
+    return _unzip(x[0], [pairs.add((a, b), (c, d)) for a, b, c, d in rows])
 
 
-def _unzip(like: Tree, pairs: list[tuple[Array, Array]]) -> Pair:
+def _unzip(like: Tree, leaves: list[tuple[Array, Array]]) -> Pair:
     unflatten = jax.tree.structure(like).unflatten
-    return unflatten(a for a, _ in pairs), unflatten(b for _, b in pairs)
-
-
-def _sum_pairs(x: tuple[Array, Array], axis: int) -> tuple[Array, Array]:
-    zero = jnp.zeros((), x[0].dtype)
-    # Of n entries the rests add up to n ulp at most, and what is rounded of them to the
-    # square of that, which is an ulp for 2¹² of float32.
-    few = x[0].shape[axis] <= 2**12
-    add = _add_pairs_roughly if few else _add_pairs
-    return lax.reduce(x, (zero, zero), add, (axis,))
-
-
-def _add_pairs(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
-    total, rest = _add_pairs_roughly(x, y)
-    normalized = total + rest
-    return normalized, rest - (normalized - total)
-
-
-def _add_pairs_roughly(x: tuple[Any, Any], y: tuple[Any, Any]) -> tuple[Any, Any]:
-    (a, b), (c, d) = x, y
-    total = a + c
-    # What rounding took, exactly: Knuth, The Art of Computer Programming 2, 4.2.2,
-    # theorem B.
-    added = total - a
-    return total, (a - (total - added)) + (c - added) + (b + d)
+    return unflatten(a for a, _ in leaves), unflatten(b for _, b in leaves)
 
 
 def twice(x: Tree) -> Pair:
@@ -480,20 +458,5 @@ def normal_like(x: Tree, key: Key[Array, ""]) -> Tree:
     own = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(leaves)))
     keys = jax.vmap(lambda key: jax.random.split(key, (2, 4)))(own)
     return structure.unflatten(
-        _normal_like(leaf, keys[i]) for i, leaf in enumerate(leaves)
+        normal_like_array(leaf, keys[i]) for i, leaf in enumerate(leaves)
     )
-
-
-def _normal_like(x: Array, keys: Key[Array, "2 4"]) -> Array:
-    if jnp.iscomplexobj(x):
-        return lax.complex(*(_sum_of_four(x.real, part) for part in keys))
-    return _sum_of_four(x, keys[0])
-
-
-def _sum_of_four(x: Array, keys: Key[Array, "4"]) -> Array:
-    def add(total: Array, key: Array) -> tuple[Array, None]:
-        return total + jax.random.normal(key, x.shape, x.dtype), None
-
-    # One at a time, for memory's sake.
-    total, _ = lax.scan(add, jnp.zeros_like(x), keys)
-    return total / 2
