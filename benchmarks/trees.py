@@ -12,7 +12,7 @@ Shapes: TypeAlias = dict[str, tuple[int, ...]]
 
 
 def shapes(name: str, size: int) -> Shapes:
-    """The shapes of a tree by name: `one` leaf of `size` elements, `gpt2`, `leaves:N`.
+    """The shapes of a named tree: `one` leaf of `size` entries, `gpt2`, `leaves:N`.
 
     **Raises:** `ValueError` for other names.
     """
@@ -58,12 +58,12 @@ def number_of_entries(shapes: Shapes) -> int:
 
 
 def abstract(shapes: Shapes, dtype: DTypeLike) -> dict[str, jax.ShapeDtypeStruct]:
-    """A tree that can be compiled for, and takes no memory."""
+    """A tree of shapes and dtypes, which can be compiled for and takes no memory."""
     return {k: jax.ShapeDtypeStruct(shape, dtype) for k, shape in shapes.items()}
 
 
 def random(shapes: Shapes, dtype: DTypeLike, seed: int) -> dict[str, Array]:
-    """A tree of normal deviates of size 0.02."""
+    """A tree of normal numbers with standard deviation 0.02."""
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     return {
         name: (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype)

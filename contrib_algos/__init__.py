@@ -1,21 +1,10 @@
 """Optimisation rules, each built from the primitives of `contrib_core` alone."""
 
-from ._accounting import (
-    calibrate_noise as calibrate_noise,
-    epsilon as epsilon,
-)
 from ._adam import (
     Adam as Adam,
     adam as adam,
     AdamState as AdamState,
     adamw as adamw,
-    RMS as RMS,
-    RMSState as RMSState,
-)
-from ._clip import ClippedSum as ClippedSum
-from ._clipped_grad import (
-    ClippedGrad as ClippedGrad,
-    value_and_clipped_grad as value_and_clipped_grad,
 )
 from ._cocob import COCOB as COCOB, cocob as cocob, COCOBState as COCOBState
 from ._dadapt_adamw import (
@@ -25,11 +14,6 @@ from ._dadapt_adamw import (
 )
 from ._dog import DoG as DoG, dog as dog, DoGState as DoGState
 from ._dowg import DoWG as DoWG, dowg as dowg, DoWGState as DoWGState
-from ._dp_aggregate import (
-    differentially_private_aggregate as differentially_private_aggregate,
-    DPAggregate as DPAggregate,
-    dpsgd as dpsgd,
-)
 from ._lion import Lion as Lion, lion as lion, LionState as LionState
 from ._momo import Momo as Momo, momo as momo, MomoState as MomoState
 from ._momo_adam import (
@@ -37,14 +21,24 @@ from ._momo_adam import (
     MomoAdam as MomoAdam,
     MomoAdamState as MomoAdamState,
 )
-from ._noise import (
-    DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState,
-    GaussianNoise as GaussianNoise,
-)
 from ._normalize import Normalize as Normalize, normalize as normalize
 from ._prodigy import (
     Prodigy as Prodigy,
     prodigy as prodigy,
     ProdigyState as ProdigyState,
 )
+from ._rms import RMS as RMS, RMSState as RMSState
 from ._sgd import Momentum as Momentum, MomentumState as MomentumState, sgd as sgd
+from ._warmup import LinearWarmup as LinearWarmup
+from .privacy import (
+    calibrate_noise as calibrate_noise,
+    ClippedGrad as ClippedGrad,
+    ClippedSum as ClippedSum,
+    differentially_private_aggregate as differentially_private_aggregate,
+    DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState,
+    DPAggregate as DPAggregate,
+    dpsgd as dpsgd,
+    epsilon as epsilon,
+    GaussianNoise as GaussianNoise,
+    value_and_clipped_grad as value_and_clipped_grad,
+)

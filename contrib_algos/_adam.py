@@ -1,34 +1,17 @@
-"""Adam, AdamW, and the second moment by itself."""
-
-from typing import Any
+"""Adam and AdamW."""
 
 from jax import lax
 
-from contrib_core import (
-    AbstractState,
-    AbstractTransform,
-    add_decayed_weights,
-    chain,
-    check_fraction,
-    check_nonnegative,
-    Count,
-    debias,
-    ENTRYWISE,
-    Extra,
-    free_of,
-    increment,
-    P,
-    RealLike,
-    RealOrSchedule,
-    Scalar,
-    scale_by_learning_rate,
-    Tree,
-    tree,
-    zero_count,
-)
+from contrib_core import AbstractState, AbstractTransform, AnyTransform, Extra, tree
+from contrib_core.claims import ENTRYWISE, Laws, laws_if_zero
+from contrib_core.ranges import Fraction, NonNegative, Rate
+from contrib_core.schedule import debias, increment, zero_count
+from contrib_core.typing import Count, Mask, P, RealLike, Scalar, Tree
+
+from ._recipe import descent
 
 
-class AdamState(AbstractState[P]):
+class AdamState(AbstractState):
     """State of [`contrib_algos.Adam`][]."""
 
     exp_avg: P  # m_t
@@ -36,16 +19,16 @@ class AdamState(AbstractState[P]):
     count: Count  # t
 
 
-class Adam(AbstractTransform[AdamState[Tree]]):
+class Adam(AbstractTransform[AdamState]):
     r"""The direction of Adam.
 
     $$m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad
       v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \quad
       \frac{m_t / (1-\beta_1^t)}{\sqrt{v_t / (1-\beta_2^t)} + \epsilon}$$
 
-    A direction of ascent, to be followed by [`contrib_core.scale_by_learning_rate`][].
-    Equivariant to translations and permutations, and (with $\epsilon = 0$) invariant to
-    the scale of each coordinate of the gradients.
+    This is a direction of ascent: put [`contrib_core.scale_by_learning_rate`][] behind
+    it. It is equivariant to translations and permutations, and with $\epsilon = 0$
+    invariant to the scale of each coordinate of the gradients.
 
     ??? cite "Reference"
 
@@ -60,119 +43,71 @@ class Adam(AbstractTransform[AdamState[Tree]]):
     **Raises:** `ValueError` for decay rates outside [0, 1) or a negative `eps`.
     """
 
-    b1: RealLike = 0.9
-    b2: RealLike = 0.999
-    eps: RealLike = 1e-8
-
-    def __post_init__(self):
-        check_fraction(self, "b1", "b2")
-        check_nonnegative(self, "eps")
+    b1: Fraction = 0.9
+    b2: Fraction = 0.999
+    eps: NonNegative = 1e-8
 
     @property
-    def laws(self) -> frozenset[str]:
-        """It works coordinate by coordinate, in units of `eps`."""
-        return ENTRYWISE | free_of(self.eps, "gradient_scale")
+    def laws(self) -> Laws:
+        """It treats each coordinate separately, and only `eps` has a unit."""
+        return ENTRYWISE | laws_if_zero(self.eps, "gradient_scale")
 
-    def start(self, params: Tree) -> AdamState[Tree]:
-        return AdamState(
-            exp_avg=tree.accumulator_like(params),
-            exp_avg_sq=tree.accumulator_like(params, real=True),
-            count=zero_count(),
-        )
+    def start(self, params: Tree) -> AdamState:
+        m, v = tree.accumulator_like(params), tree.accumulator_like(params, real=True)
+        return AdamState(exp_avg=m, exp_avg_sq=v, count=zero_count())
 
     def step(
-        self, grads: Tree, state: AdamState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, AdamState[Tree]]:
+        self, grads: Tree, state: AdamState, params: Tree, extra: Extra
+    ) -> tuple[Tree, AdamState]:
         count = increment(state.count)
         m = tree.ema(state.exp_avg, tree.saturate(grads), self.b1)
         v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
-        c1 = debias(self.b1, count, like=m)
-        c2 = debias(self.b2, count, like=m)
-        ascent = _direction(m, v, c1, c2, self.eps)
-        return ascent, AdamState(exp_avg=m, exp_avg_sq=v, count=count)
+        c1, c2 = debias(self.b1, count, like=m), debias(self.b2, count, like=m)
+        return direction(m, v, c1, c2, self.eps), AdamState(m, v, count)
 
 
-def _direction(m: Tree, v: Tree, c1: RealLike, c2: Scalar, eps: RealLike) -> Tree:
+def direction(m: Tree, v: Tree, c1: RealLike, c2: Scalar, eps: RealLike) -> Tree:
     """`(m / c1) / (√(v / c2) + eps)`."""
-    # What is scalar is taken out of the map, by divisions, which XLA computes once: it
-    # would repeat products in every leaf.
+    # The scalars are combined outside of the map, and each ends in a division: XLA
+    # computes a division once, but repeats a product in the loop over every leaf.
     unit = lax.rsqrt(c2)
-    return tree.over_rms(tree.scale(1 / (c1 * unit), m), v, eps / unit, multiple_of=eps)
-
-
-class RMSState(AbstractState[P]):
-    """State of [`contrib_algos.RMS`][]."""
-
-    exp_avg_sq: P  # v_t
-    count: Count  # t
-
-
-class RMS(AbstractTransform[RMSState[Tree]]):
-    r"""[`contrib_algos.Adam`][] with $\beta_1 = 0$ and without its first-moment buffer.
-
-    The base of schedule-free AdamW, whose averaging takes the place of momentum.
-    Arguments, invariances and errors as for [`contrib_algos.Adam`][].
-    """
-
-    b2: RealLike = 0.999
-    eps: RealLike = 1e-8
-
-    def __post_init__(self):
-        check_fraction(self, "b2")
-        check_nonnegative(self, "eps")
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """It works coordinate by coordinate, in units of `eps`."""
-        return ENTRYWISE | free_of(self.eps, "gradient_scale")
-
-    def start(self, params: Tree) -> RMSState[Tree]:
-        return RMSState(tree.accumulator_like(params, real=True), zero_count())
-
-    def step(
-        self, grads: Tree, state: RMSState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, RMSState[Tree]]:
-        count = increment(state.count)
-        v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
-        c2 = debias(self.b2, count, like=v)
-        ascent = _direction(tree.saturate(grads), v, 1.0, c2, self.eps)
-        return ascent, RMSState(exp_avg_sq=v, count=count)
+    return tree.over_rms(tree.scale(1 / (c1 * unit), m), v, eps / unit, least=eps)
 
 
 def adam(
-    learning_rate: RealOrSchedule,
-    b1: RealLike = 0.9,
-    b2: RealLike = 0.999,
-    eps: RealLike = 1e-8,
-) -> AbstractTransform:
-    """[`contrib_algos.Adam`][] times minus the learning rate.
+    learning_rate: Rate,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: NonNegative = 1e-8,
+) -> AnyTransform:
+    """[`contrib_algos.Adam`][], multiplied by minus the learning rate.
 
     **Arguments:**
 
     - `learning_rate`: number or schedule, in units of the parameters.
     - `b1`, `b2`, `eps`: as for [`contrib_algos.Adam`][].
+
+    **Raises:** `ValueError` for a negative rate, and as [`contrib_algos.Adam`][] does.
     """
-    return chain(Adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return descent(Adam(b1, b2, eps), learning_rate)
 
 
 def adamw(
-    learning_rate: RealOrSchedule,
-    b1: RealLike = 0.9,
-    b2: RealLike = 0.999,
-    eps: RealLike = 1e-8,
-    weight_decay: RealLike = 1e-4,
-    mask: Any = None,
-) -> AbstractTransform:
+    learning_rate: Rate,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative | None = 1e-4,
+    mask: Mask | None = None,
+) -> AnyTransform:
     """[`contrib_algos.adam`][] with decoupled weight decay (arXiv 1711.05101).
 
     **Arguments:**
 
     - `learning_rate`, `b1`, `b2`, `eps`: as for [`contrib_algos.adam`][].
-    - `weight_decay`: decay per step in units of the learning rate.
+    - `weight_decay`: decay per step, as a multiple of the learning rate.
     - `mask`: which leaves decay, as for [`contrib_core.masked`][].
+
+    **Raises:** `ValueError` as for [`contrib_algos.adam`][], and for a negative decay.
     """
-    return chain(
-        Adam(b1, b2, eps),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    return descent(Adam(b1, b2, eps), learning_rate, weight_decay, mask)

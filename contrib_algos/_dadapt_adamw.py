@@ -1,46 +1,36 @@
 """D-Adaptation: AdamW that learns a lower bound of the distance to the solution."""
 
-import equinox as eqx
+from dataclasses import KW_ONLY
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from contrib_core import (
-    AbstractState,
-    AbstractTransform,
-    at,
-    check_nonnegative,
-    check_pair,
-    check_positive,
-    Count,
-    debias,
-    ENTRYWISE,
-    Extra,
-    free_of,
-    increment,
+from contrib_core import AbstractState, AbstractTransform, Extra, tree
+from contrib_core.claims import ENTRYWISE, ESTIMATE, Laws, laws_if_zero, Needs
+from contrib_core.ranges import (
+    Fraction,
+    Guess,
     is_zero,
-    P,
-    RealLike,
-    RealOrSchedule,
-    Scalar,
-    times,
-    Tree,
-    tree,
-    zero_count,
+    NonNegative,
+    Rate,
+    static,
 )
+from contrib_core.schedule import debias, increment, scaled, value_at, zero_count
+from contrib_core.typing import Count, P, RealLike, Scalar, Tree
 
 
-class DAdaptAdamWState(AbstractState[P]):
+class DAdaptAdamWState(AbstractState):
     """State of [`contrib_algos.DAdaptAdamW`][]."""
 
-    exp_avg: P  # m_k, of steps
+    exp_avg: P  # m_k, an average of \lambda g, in units of parameters times gradients
     exp_avg_sq: P  # v_k
-    grad_sum: P  # s_k, of steps
+    grad_sum: P  # s_k, an average of \lambda g over a longer time
     estim_lr: Scalar  # d_k, in units of the parameters
     numerator_weighted: Scalar  # r_k
     count: Count  # k
 
 
-class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
+class DAdaptAdamW(AbstractTransform[DAdaptAdamWState]):
     r"""AdamW whose learning rate is an estimate $d$ of the distance to the solution.
 
     With $\lambda_k = d_k \gamma_k \sqrt{1-\beta_2^{k+1}} / (1-\beta_1^{k+1})$ and
@@ -56,21 +46,23 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
       x_{k+1} &= x_k - w \lambda_k x_k - m_{k+1} / (\sqrt{v_{k+1}} + \epsilon)
     \end{aligned}$$
 
-    Equivariant to translations and permutations, and (with $\epsilon = 0$) invariant to
-    the scale of the gradients. Partition-invariant.
+    The rule is equivariant to translations (without weight decay) and permutations, and
+    partition-invariant. With $\epsilon = 0$ it is invariant to the scale of the
+    gradients.
 
     ??? cite "Reference"
 
         Defazio & Mishchenko, *Learning-Rate-Free Learning by D-Adaptation*,
-        arXiv 2301.07733: its Adam, as in the authors' code.
+        arXiv 2301.07733: the variant of Adam, as in the authors' code.
 
     **Arguments:**
 
     - `learning_rate`: $\gamma$, dimensionless factor or schedule; 1 is the method of
         the paper. A schedule should peak at 1.
-    - `betas`: $\beta_1, \beta_2$, decay rates of the moments.
+    - `betas`: $\beta_1, \beta_2$, decay rates of the moments, in [0, 1).
     - `eps`: $\epsilon$, in units of the gradients.
-    - `estim_lr0`: $d_0$, the first (under)estimate of the distance.
+    - `estim_lr0`: $d_0$, the first (under)estimate of the distance, in units of the
+        parameters.
     - `weight_decay`: $w$, decoupled from the gradients and multiplied by the step size.
     - `use_bias_correction`: whether $\lambda_k$ has its factor
         $\sqrt{1-\beta_2^{k+1}} / (1-\beta_1^{k+1})$.
@@ -80,115 +72,16 @@ class DAdaptAdamW(AbstractTransform[DAdaptAdamWState[Tree]]):
 
     **Differences from optax.contrib and from the paper:**
 
-    - Where $\|s\|_1 = 0$ (a first gradient of zero, a warm-up from 0) the estimate
-        stays as it is. In optax 0/0 makes every later parameter NaN.
-    - Bias correction is on by default, as it is always in optax; the authors' code has
-        it off by default.
-    - Second moments of complex parameters are real, of $|g|^2$.
-    - Gradients beyond $2^{48}$ in float32 ($2^{384}$ in float64) count as that much, so
+    - If $\|s\|_1 = 0$ (after a first gradient of 0, or in a warm-up from 0), the
+        estimate does not change. In optax, 0/0 makes every later parameter NaN.
+    - Bias correction is on by default. Optax always corrects; the authors' code has it
+        off by default.
+    - Second moments of complex parameters are real: they average $|g|^2$.
+    - Gradients are clamped to $\pm 2^{48}$ in float32 ($\pm 2^{384}$ in float64), so
         that their squares stay finite.
-    - Statistics are float32 or wider whatever the parameters are: so the estimate of
-        bfloat16 parameters grows while their first steps, of 1e-6, are rounded off.
-    """
-
-    learning_rate: RealOrSchedule = 1.0
-    betas: tuple[RealLike, RealLike] = (0.9, 0.999)
-    eps: RealLike = 1e-8
-    estim_lr0: RealLike = 1e-6
-    weight_decay: RealLike = 0.0
-    use_bias_correction: bool = eqx.field(default=True, kw_only=True, static=True)
-
-    def __post_init__(self):
-        check_pair(self, "betas")
-        check_positive(self, "estim_lr0")
-        check_nonnegative(self, "learning_rate", "eps", "weight_decay")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, if they decay."""
-        return frozenset() if is_zero(self.weight_decay) else frozenset({"params"})
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """It works coordinate by coordinate, with an estimate that only grows."""
-        estimate = {"monotone", "initial_guess"}
-        laws = ENTRYWISE | estimate | free_of(self.eps, "gradient_scale")
-        return laws - {"translation"} | free_of(self.weight_decay, "translation")
-
-    def start(self, params: Tree) -> DAdaptAdamWState[Tree]:
-        return DAdaptAdamWState(
-            exp_avg=tree.accumulator_like(params),
-            exp_avg_sq=tree.accumulator_like(params, real=True),
-            grad_sum=tree.accumulator_like(params),
-            estim_lr=tree.scalar(self.estim_lr0, like=params),
-            numerator_weighted=tree.scalar(0, like=params),
-            count=zero_count(),
-        )
-
-    def step(
-        self,
-        grads: Tree,
-        state: DAdaptAdamWState[Tree],
-        params: Tree,
-        extra: Extra,
-    ) -> tuple[Tree, DAdaptAdamWState[Tree]]:
-        b1, b2 = self.betas
-        sigma = b2**0.5
-        count = increment(state.count)
-        d = state.estim_lr
-        lr = d * at(self.learning_rate, state.count, like=d)
-        if self.use_bias_correction:
-            lr = lr * jnp.sqrt(debias(b2, count, like=d)) / debias(b1, count, like=d)
-
-        g = tree.saturate(grads)
-        dot = tree.sum(_dot, g, state.grad_sum, state.exp_avg_sq, self.eps)
-        r = sigma * state.numerator_weighted + (1 - sigma) * lr * dot
-        one = tree.after(dot)
-        step = tree.scale(lr * one, g)
-        m = tree.ema(state.exp_avg, step, b1)
-        v = tree.ema(state.exp_avg_sq, tree.scale(one, tree.abs_sq(grads)), b2)
-        s = tree.ema(state.grad_sum, step, sigma)
-        r = tree.finite(r)
-        estimate = tree.divide(r, (1 - sigma) * tree.l1_norm(s))
-
-        ascent = tree.over_rms(m, v, self.eps)
-        ascent = tree.axpy(times(self.weight_decay, lr), params, ascent)
-        new_state = DAdaptAdamWState(
-            exp_avg=m,
-            exp_avg_sq=v,
-            grad_sum=s,
-            estim_lr=jnp.maximum(d, estimate),
-            numerator_weighted=r,
-            count=count,
-        )
-        return tree.scale(-1, ascent), new_state
-
-    def metrics(self, state: DAdaptAdamWState[Tree]) -> dict[str, Scalar]:
-        """`dadapt_adamw/distance`: $d$; `dadapt_adamw/step_size`: $d$ as well, which
-        multiplies the learning rate."""
-        return {
-            "dadapt_adamw/distance": state.estim_lr,
-            "dadapt_adamw/step_size": state.estim_lr,
-        }
-
-
-def _dot(g: Array, s: Array, v: Array, eps: RealLike) -> Array:
-    r"""$\langle g, s / (\sqrt v + \epsilon) \rangle$ by coordinates, 0 where $s$ is
-    because no gradient has come yet."""
-    product = (jnp.conj(g) * s).real / (tree.sqrt(v) + eps)
-    return jnp.where(v > 0, product, 0)
-
-
-def dadapt_adamw(
-    learning_rate: RealOrSchedule = 1.0,
-    betas: tuple[RealLike, RealLike] = (0.9, 0.999),
-    eps: RealLike = 1e-8,
-    estim_lr0: RealLike = 1e-6,
-    weight_decay: RealLike = 0.0,
-    *,
-    use_bias_correction: bool = True,
-) -> DAdaptAdamW:
-    """[`contrib_algos.DAdaptAdamW`][], whose arguments these are.
+    - Statistics are float32 or wider, whatever the dtype of the parameters. The
+        estimate grows even while the first steps, of size 1e-6, round to 0 in bfloat16
+        parameters.
 
     !!! example
 
@@ -207,11 +100,72 @@ def dadapt_adamw(
 
         ```
     """
-    return DAdaptAdamW(
-        learning_rate,
-        betas,
-        eps,
-        estim_lr0,
-        weight_decay,
-        use_bias_correction=use_bias_correction,
-    )
+
+    learning_rate: Rate = 1.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    estim_lr0: Guess = 1e-6
+    weight_decay: NonNegative = 0.0
+    _: KW_ONLY
+    use_bias_correction: bool = static(True)
+
+    @property
+    def needs(self) -> Needs:
+        """The parameters, if they decay."""
+        return frozenset() if is_zero(self.weight_decay) else frozenset({"params"})
+
+    @property
+    def laws(self) -> Laws:
+        """It treats each coordinate separately, except for an estimate that only grows.
+        Weights decay towards the origin, and `eps` has a unit."""
+        moved = laws_if_zero(self.weight_decay, "translation")
+        scale = laws_if_zero(self.eps, "gradient_scale")
+        return ENTRYWISE - {"translation"} | ESTIMATE | moved | scale
+
+    def start(self, params: Tree) -> DAdaptAdamWState:
+        m, v = tree.accumulator_like(params), tree.accumulator_like(params, real=True)
+        d0, r = tree.scalar(self.estim_lr0, params), tree.scalar(0, params)
+        s = tree.accumulator_like(params)
+        return DAdaptAdamWState(m, v, s, d0, numerator_weighted=r, count=zero_count())
+
+    def step(
+        self, grads: Tree, state: DAdaptAdamWState, params: Tree, extra: Extra
+    ) -> tuple[Tree, DAdaptAdamWState]:
+        b1, b2 = self.betas
+        sigma = b2**0.5
+        d, count = state.estim_lr, increment(state.count)
+        lr = d * value_at(self.learning_rate, state.count, like=d)
+        if self.use_bias_correction:
+            lr = lr * jnp.sqrt(debias(b2, count, like=d)) / debias(b1, count, like=d)
+
+        g = tree.saturate(grads)
+        dot = tree.sum(_dot, g, state.grad_sum, state.exp_avg_sq, self.eps)
+        r = sigma * state.numerator_weighted + (1 - sigma) * lr * dot
+        one = tree.one_after(dot)
+        step = tree.scale(lr * one, g)
+        m = tree.ema(state.exp_avg, step, b1)
+        v = tree.ema(state.exp_avg_sq, tree.scale(one, tree.abs_sq(grads)), b2)
+        s = tree.ema(state.grad_sum, step, sigma)
+        r = tree.clamp_to_finite(r)
+        estimate = tree.divide(r, (1 - sigma) * tree.l1_norm(s))
+        d = jnp.maximum(d, estimate)
+
+        ascent = tree.over_rms(m, v, self.eps)
+        ascent = tree.axpy(scaled(self.weight_decay, lr), params, ascent)
+        return tree.scale(-1, ascent), DAdaptAdamWState(m, v, s, d, r, count)
+
+    def metrics(self, state: DAdaptAdamWState) -> dict[str, Scalar]:
+        """`dadapt_adamw/distance`: $d$; `dadapt_adamw/step_size`: $d$ too, because it
+        multiplies the learning rate."""
+        d = state.estim_lr
+        return {"dadapt_adamw/distance": d, "dadapt_adamw/step_size": d}
+
+
+def _dot(g: Array, s: Array, v: Array, eps: RealLike) -> Array:
+    r"""The summands of $\langle g, s / (\sqrt v + \epsilon) \rangle$. They are 0 where
+    $v = 0$: no gradient has come yet, so $s = 0$ too."""
+    product = (jnp.conj(g) * s).real / (tree.sqrt(v) + eps)
+    return jnp.where(v > 0, product, 0)
+
+
+dadapt_adamw = DAdaptAdamW

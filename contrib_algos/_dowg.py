@@ -1,32 +1,16 @@
-"""DoWG: DoG, with gradients weighted by the distance at which they were met."""
-
-from typing import Any
+"""DoWG: DoG, with each gradient weighted by the distance at which it was taken."""
 
 import jax.numpy as jnp
 
-from contrib_core import (
-    AbstractState,
-    AbstractTransform,
-    add_decayed_weights,
-    chain,
-    check_nonnegative,
-    check_positive,
-    Extra,
-    free_of,
-    is_zero,
-    ISOMETRIES,
-    P,
-    RealLike,
-    RealOrSchedule,
-    Scalar,
-    Tree,
-    tree,
-)
+from contrib_core import AbstractState, AbstractTransform, AnyTransform, Extra, tree
+from contrib_core.claims import BOUNDED_ESTIMATE, ISOMETRIES, Laws, laws_if_zero, Needs
+from contrib_core.ranges import Guess, is_zero, NonNegative, Rate
+from contrib_core.typing import Mask, P, Scalar, Tree
 
-from ._recipe import factor
+from ._recipe import factored
 
 
-class DoWGState(AbstractState[P]):
+class DoWGState(AbstractState):
     """State of [`contrib_algos.DoWG`][]."""
 
     init_params: P  # x_0
@@ -34,16 +18,16 @@ class DoWGState(AbstractState[P]):
     estim_sq_dist: Scalar  # \bar r_t^2, in units of the parameters squared
 
 
-class DoWG(AbstractTransform[DoWGState[Tree]]):
+class DoWG(AbstractTransform[DoWGState]):
     r"""Distance over Weighted Gradients.
 
     $$\bar r_t^2 = \max(\bar r_{t-1}^2, \|x_t - x_0\|^2), \quad
       v_t = v_{t-1} + \bar r_t^2 \|g_t\|^2, \quad
       x_{t+1} = x_t - \frac{\bar r_t^2}{\sqrt{v_t} + \epsilon}\, g_t$$
 
-    Equivariant to translations and rotations, and with $\epsilon = 0$ invariant to the
-    scale of the gradients. Partition-invariant. A step is no longer than $\bar r_t$, so
-    that this at most doubles.
+    The rule is equivariant to translations and rotations, and partition-invariant. With
+    $\epsilon = 0$ it is invariant to the scale of the gradients. A step is no longer
+    than $\bar r_t$, so that $\bar r_t$ at most doubles in a step.
 
     ??? cite "Reference"
 
@@ -57,77 +41,68 @@ class DoWG(AbstractTransform[DoWGState[Tree]]):
     - `eps`: $\epsilon$, in units of the loss.
 
     **Raises:** `ValueError` for an `init_estim_sq_dist` that is not positive, for a
-    negative `eps`, and for an `eps` of 0 without an `init_estim_sq_dist`, with which
-    nothing would ever move.
+    negative `eps`, and for an `eps` of 0 without an `init_estim_sq_dist`, because the
+    parameters would never move.
 
     **Differences from optax.contrib and from the paper:**
 
-    - $0/0$, where `eps` is 0 and no gradient has come yet, is a step of 0.
-    - Statistics are float32 or wider whatever the parameters are. First steps are of
-        size $\bar r_{-1}$, 0.01 by default, below the resolution of bfloat16 parameters
-        above 2: wrap this in `contrib_wrappers.master_weights`.
-    - The paper has $\epsilon = 0$; it is in the authors' code.
+    - A step is 0 where it would be $0/0$: `eps` is 0, and no gradient has come yet.
+    - Statistics are float32 or wider, whatever the dtype of the parameters. First steps
+        have the size $\bar r_{-1}$, by default 0.01, below the resolution of bfloat16
+        parameters above 2. These need a wide copy that DoWG moves (master weights).
+    - The paper has no $\epsilon$; the authors' code has one.
     """
 
-    init_estim_sq_dist: RealLike | None = None
-    eps: RealLike = 1e-4
+    init_estim_sq_dist: Guess | None = None
+    eps: NonNegative = 1e-4
 
-    def __post_init__(self):
-        check_positive(self, "init_estim_sq_dist")
-        check_nonnegative(self, "eps")
+    def __check_init__(self):
         if self.init_estim_sq_dist is None and is_zero(self.eps):
-            raise ValueError(
-                "DoWG: eps=0 is the first estimate of the squared distance too, and so "
-                "nothing would move: write DoWG(init_estim_sq_dist=1e-4, eps=0)."
-            )
+            example = "`DoWG(init_estim_sq_dist=1e-4, eps=0)`"
+            raise ValueError(f"DoWG: with eps=0 nothing would move. Use {example}.")
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> Needs:
         """The parameters, whose distance from the start it measures."""
         return frozenset({"params"})
 
     @property
-    def laws(self) -> frozenset[str]:
-        """It knows nothing of coordinates but distances, by an estimate that grows."""
-        estimate = {"monotone", "bounded_growth", "initial_guess"}
-        return ISOMETRIES | estimate | free_of(self.eps, "gradient_scale")
+    def laws(self) -> Laws:
+        """It sees only the geometry of the coordinates, and its estimate only grows."""
+        return ISOMETRIES | BOUNDED_ESTIMATE | laws_if_zero(self.eps, "gradient_scale")
 
-    def start(self, params: Tree) -> DoWGState[Tree]:
+    def start(self, params: Tree) -> DoWGState:
         guess = self.eps if self.init_estim_sq_dist is None else self.init_estim_sq_dist
-        return DoWGState(
-            init_params=params,
-            weighted_sq_norm_grads=tree.scalar(0, like=params),
-            estim_sq_dist=tree.scalar(guess, like=params),
-        )
+        zero, guess = tree.scalar(0, like=params), tree.scalar(guess, like=params)
+        return DoWGState(params, weighted_sq_norm_grads=zero, estim_sq_dist=guess)
 
     def step(
-        self, grads: Tree, state: DoWGState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, DoWGState[Tree]]:
-        sq_dist = tree.finite(tree.sq_dist(params, state.init_params))
-        max_sq_dist = jnp.maximum(state.estim_sq_dist, sq_dist)
-        weighted = state.weighted_sq_norm_grads + max_sq_dist * tree.sq_norm(grads)
-        step_size = tree.divide(max_sq_dist, tree.sqrt(weighted) + self.eps)
-        new_state = DoWGState(state.init_params, tree.finite(weighted), max_sq_dist)
-        return tree.scale(-step_size, grads), new_state
+        self, grads: Tree, state: DoWGState, params: Tree, extra: Extra
+    ) -> tuple[Tree, DoWGState]:
+        x0, weighted = state.init_params, state.weighted_sq_norm_grads
+        sq_dist = tree.clamp_to_finite(tree.sq_dist(params, x0))
+        sq_dist = jnp.maximum(state.estim_sq_dist, sq_dist)
+        weighted = weighted + sq_dist * tree.sq_norm(grads)
+        step_size = tree.divide(sq_dist, tree.sqrt(weighted) + self.eps)
+        weighted = tree.clamp_to_finite(weighted)
+        return tree.scale(-step_size, grads), DoWGState(x0, weighted, sq_dist)
 
-    def metrics(self, state: DoWGState[Tree]) -> dict[str, Scalar]:
+    def metrics(self, state: DoWGState) -> dict[str, Scalar]:
         """`dowg/distance`: $\\bar r_t$; `dowg/step_size`: $\\bar r_t^2 / (\\sqrt{v_t} +
-        \\epsilon)$, the last one taken."""
-        root = tree.sqrt(state.weighted_sq_norm_grads)
-        return {
-            "dowg/distance": tree.sqrt(state.estim_sq_dist),
-            "dowg/step_size": tree.divide(state.estim_sq_dist, root + self.eps),
-        }
+        \\epsilon)$, the step size of the last step."""
+        sq_dist, weighted = state.estim_sq_dist, state.weighted_sq_norm_grads
+        step_size = tree.divide(sq_dist, tree.sqrt(weighted) + self.eps)
+        return {"dowg/distance": tree.sqrt(sq_dist), "dowg/step_size": step_size}
 
 
 def dowg(
-    learning_rate: RealOrSchedule = 1.0,
-    init_estim_sq_dist: RealLike | None = None,
-    eps: RealLike = 1e-4,
-    weight_decay: RealLike | None = None,
-    mask: Any = None,
-) -> AbstractTransform:
-    """[`contrib_algos.DoWG`][] with weight decay before it and a learning rate behind.
+    learning_rate: Rate = 1.0,
+    init_estim_sq_dist: Guess | None = None,
+    eps: NonNegative = 1e-4,
+    weight_decay: NonNegative | None = None,
+    mask: Mask | None = None,
+) -> AnyTransform:
+    """[`contrib_algos.DoWG`][], with weight decay in front and a learning rate behind.
 
     **Arguments:**
 
@@ -135,6 +110,9 @@ def dowg(
     - `init_estim_sq_dist`, `eps`: as for [`contrib_algos.DoWG`][].
     - `weight_decay`: `weight_decay * params` is added to the gradients.
     - `mask`: which leaves decay, as for [`contrib_core.masked`][].
+
+    **Raises:** `ValueError` as for [`contrib_algos.DoWG`][], and for a negative
+    `learning_rate` or `weight_decay`.
 
     !!! example
 
@@ -158,6 +136,4 @@ def dowg(
         ```
     """
     rule = DoWG(init_estim_sq_dist, eps)
-    return chain(
-        add_decayed_weights(weight_decay, mask), rule, factor("dowg", learning_rate)
-    )
+    return factored(rule, learning_rate, weight_decay, mask)

@@ -1,34 +1,17 @@
-"""MoMo-Adam: MoMo, with distances measured by the preconditioner of Adam."""
+"""MoMo-Adam: MoMo, with distances measured in the preconditioner of Adam."""
 
-import equinox as eqx
 from jax import lax
 
-from contrib_core import (
-    AbstractState,
-    AbstractTransform,
-    at,
-    check_fraction,
-    check_nonnegative,
-    Count,
-    debias,
-    ENTRYWISE,
-    Extra,
-    free_of,
-    increment,
-    is_zero,
-    P,
-    RealLike,
-    RealOrSchedule,
-    Scalar,
-    Tree,
-    tree,
-    zero_count,
-)
+from contrib_core import AbstractState, AbstractTransform, Extra, tree
+from contrib_core.claims import ENTRYWISE, Laws, laws_if_zero, Needs
+from contrib_core.ranges import Fraction, NonNegative, Number, Rate, static
+from contrib_core.schedule import debias, increment, value_at, zero_count
+from contrib_core.typing import Count, P, Scalar, Tree
 
 from ._polyak import average_products, check_decay, decay_of, polyak, units
 
 
-class MomoAdamState(AbstractState[P]):
+class MomoAdamState(AbstractState):
     """State of [`contrib_algos.MomoAdam`][]."""
 
     exp_avg: P  # d_k
@@ -40,10 +23,11 @@ class MomoAdamState(AbstractState[P]):
     step_size: Scalar  # \tau_k
 
 
-class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
+class MomoAdam(AbstractTransform[MomoAdamState]):
     r"""Adam with the step size of MoMo.
 
-    Averages of the gradients, their squares, the losses and $\langle g, x \rangle$,
+    The rule averages the gradients, their squares, the losses and
+    $\langle g, x \rangle$:
 
     $$\begin{aligned}
       d_k &= \beta_1 d_{k-1} + (1-\beta_1) g_k, &
@@ -52,7 +36,7 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
       \gamma_k &= \beta_1 \gamma_{k-1} + (1-\beta_1) \langle g_k, x_k \rangle,
     \end{aligned}$$
 
-    with $c_k = 1 - \beta_1^{k+1}$, $D_k = \epsilon + \sqrt{v_k / (1-\beta_2^{k+1})}$
+    With $c_k = 1 - \beta_1^{k+1}$, $D_k = \epsilon + \sqrt{v_k / (1-\beta_2^{k+1})}$
     and $A = 1 + \alpha w$:
 
     $$\tau_k = \min\left(\frac{\alpha}{c_k}, \frac{\left( A (\bar f_k - c_k f_* -
@@ -60,135 +44,39 @@ class MomoAdam(AbstractTransform[MomoAdamState[Tree]]):
         {\langle d_k, D_k^{-1} d_k \rangle}\right), \quad
       x_{k+1} = \frac{x_k - \tau_k D_k^{-1} d_k}{A}$$
 
-    Equivariant to translations (without weight decay) and permutations.
-    Partition-invariant.
+    The rule is equivariant to translations (without weight decay) and permutations, and
+    partition-invariant.
 
     ??? cite "Reference"
 
         Schaipp, Ohana, Eickenberg, Defazio, Gower, *MoMo: Momentum Models for Adaptive
-        Learning Rates*, arXiv 2305.07583: its MoMo-Adam, and the learned lower bound,
-        as in the authors' code.
+        Learning Rates*, arXiv 2305.07583: MoMo-Adam. The learned lower bound follows
+        the authors' code.
 
     **Arguments:**
 
-    - `learning_rate`: $\alpha$, number or schedule, in units of the parameters: the
-        longest step is that of Adam. Infinity is the Polyak step.
+    - `learning_rate`: $\alpha$, in units of the parameters; a number or a schedule. The
+        longest step is the step of Adam at this rate. Infinity gives the Polyak step.
     - `b1`, `b2`: $\beta_1, \beta_2$ in [0, 1), decay rates of the averages.
     - `eps`: $\epsilon$, in units of the gradients.
-    - `lower_bound`: $f_*$, below which the loss cannot fall, in units of the loss.
-    - `weight_decay`: $w$, decoupled from the gradients, in units of the learning rate.
-    - `adapt_lower_bound`: whether $f_*$ is learned, and `lower_bound` only bounds it.
+    - `lower_bound`: $f_*$, a lower bound of the loss, in units of the loss.
+    - `weight_decay`: $w$, decoupled from the gradients, as a multiple of the learning
+        rate.
+    - `adapt_lower_bound`: whether $f_*$ is learned. If so, it starts at `lower_bound`
+        and never falls below it.
 
     **Raises:** `ValueError` for decay rates outside [0, 1), for a negative
     `learning_rate`, `eps` or `weight_decay`, and for weight decay under an infinite
     learning rate.
 
-    **Differences from optax.contrib and from the paper:** as for
-    [`contrib_algos.Momo`][]. Second moments of complex parameters are real, of $|g|^2$.
-    Gradients beyond $2^{48}$ in float32 ($2^{384}$ in float64) count as that much, so
-    that their squares stay finite. Steps of 0.01 are below half the resolution of
-    bfloat16 parameters above 4: wrap this in `contrib_wrappers.master_weights`.
-    """
+    **Differences from optax.contrib and from the paper:** those of
+    [`contrib_algos.Momo`][], and:
 
-    learning_rate: RealOrSchedule = 0.01
-    b1: RealLike = 0.9
-    b2: RealLike = 0.999
-    eps: RealLike = 1e-8
-    lower_bound: RealLike = 0.0
-    weight_decay: RealLike = 0.0
-    adapt_lower_bound: bool = eqx.field(default=False, static=True)
-
-    def __post_init__(self):
-        check_fraction(self, "b1", "b2")
-        check_nonnegative(self, "learning_rate", "eps", "weight_decay")
-        check_decay(self)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, and the loss there."""
-        return frozenset({"params", "value"})
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """It works coordinate by coordinate but for one scalar; decay knows where the
-        origin is."""
-        moved = free_of(self.weight_decay, "translation")
-        unitless = units(self) if is_zero(self.eps) else frozenset()
-        return ENTRYWISE - {"translation"} | moved | unitless
-
-    def start(self, params: Tree) -> MomoAdamState[Tree]:
-        zero = tree.scalar(0, like=params)
-        return MomoAdamState(
-            exp_avg=tree.accumulator_like(params),
-            exp_avg_sq=tree.accumulator_like(params, real=True),
-            barf=zero,
-            gamma=zero,
-            lb=tree.scalar(self.lower_bound, like=params),
-            count=zero_count(),
-            step_size=zero,
-        )
-
-    def step(
-        self, grads: Tree, state: MomoAdamState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, MomoAdamState[Tree]]:
-        g, value = tree.saturate(grads), tree.finite(extra.value)
-        offset, gamma = average_products(
-            state.exp_avg, state.gamma, grads, params, self.b1
-        )
-        d = tree.ema(state.exp_avg, tree.scale(tree.after(offset), g), self.b1)
-        v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
-        barf = tree.ema(state.barf, value, self.b1)
-
-        count = increment(state.count)
-        c1 = debias(self.b1, count, like=g)
-        unit = lax.rsqrt(debias(self.b2, count, like=g))
-        step = tree.over_rms(d, v, self.eps, unit)
-
-        alpha = at(self.learning_rate, state.count, like=g)
-        decay = decay_of(self, alpha)
-        tau, lb = polyak(
-            barf,
-            offset,
-            gamma,
-            curvature=tree.dot(d, step),
-            weight=c1,
-            decay=decay,
-            longest=alpha / c1,
-            lower_bound=state.lb,
-            least_bound=self.lower_bound if self.adapt_lower_bound else None,
-        )
-        ascent = tree.axpy(decay, params, tree.scale(tau, step))
-        updates = tree.scale(-1 / (1 + decay), ascent)
-        new_state = MomoAdamState(
-            exp_avg=d,
-            exp_avg_sq=v,
-            barf=barf,
-            gamma=gamma,
-            lb=lb,
-            count=count,
-            step_size=tau,
-        )
-        return updates, new_state
-
-    def metrics(self, state: MomoAdamState[Tree]) -> dict[str, Scalar]:
-        """`momo_adam/step_size`: $\\tau_k$, the last one taken;
-        `momo_adam/lower_bound`: $f_*$."""
-        return {
-            "momo_adam/step_size": state.step_size,
-            "momo_adam/lower_bound": state.lb,
-        }
-
-
-def momo_adam(
-    learning_rate: RealOrSchedule = 0.01,
-    b1: RealLike = 0.9,
-    b2: RealLike = 0.999,
-    eps: RealLike = 1e-8,
-    lower_bound: RealLike = 0.0,
-    weight_decay: RealLike = 0.0,
-    adapt_lower_bound: bool = False,
-) -> MomoAdam:
-    """[`contrib_algos.MomoAdam`][], whose arguments these are.
+    - Second moments of complex parameters are real: they average $|g|^2$.
+    - Gradients are clamped to $\pm 2^{48}$ in float32 ($\pm 2^{384}$ in float64), so
+        that their squares stay finite.
+    - Steps of 0.01 are below half the resolution of bfloat16 parameters above 4. These
+        need a wide copy that the rule moves (master weights).
 
     !!! example
 
@@ -212,6 +100,72 @@ def momo_adam(
 
         ```
     """
-    return MomoAdam(
-        learning_rate, b1, b2, eps, lower_bound, weight_decay, adapt_lower_bound
-    )
+
+    learning_rate: Rate = 0.01
+    b1: Fraction = 0.9
+    b2: Fraction = 0.999
+    eps: NonNegative = 1e-8
+    lower_bound: Number = 0.0
+    weight_decay: NonNegative = 0.0
+    adapt_lower_bound: bool = static(False)
+
+    def __check_init__(self):
+        check_decay(self)
+
+    @property
+    def needs(self) -> Needs:
+        """The parameters, and the loss at them."""
+        return frozenset({"params", "value"})
+
+    @property
+    def laws(self) -> Laws:
+        """It treats each coordinate separately, except for one scalar step size.
+        Weights decay towards the origin, and `eps` has a unit."""
+        moved = laws_if_zero(self.weight_decay, "translation")
+        unitless = laws_if_zero(self.eps, *units(self))
+        return ENTRYWISE - {"translation"} | moved | unitless
+
+    def start(self, params: Tree) -> MomoAdamState:
+        zero, bound = tree.scalar(0, params), tree.scalar(self.lower_bound, params)
+        d, v = tree.accumulator_like(params), tree.accumulator_like(params, real=True)
+        return MomoAdamState(d, v, zero, zero, bound, zero_count(), step_size=zero)
+
+    def step(
+        self, grads: Tree, state: MomoAdamState, params: Tree, extra: Extra
+    ) -> tuple[Tree, MomoAdamState]:
+        b1, d, gamma = self.b1, state.exp_avg, state.gamma
+        g, value = tree.saturate(grads), tree.clamp_to_finite(extra.value)
+        offset, gamma = average_products(d, gamma, grads, params, b1)
+        d = tree.ema(d, tree.scale(tree.one_after(offset), g), b1)
+        v = tree.ema(state.exp_avg_sq, tree.abs_sq(grads), self.b2)
+        barf = tree.ema(state.barf, value, b1)
+
+        count = increment(state.count)
+        c1, c2 = debias(b1, count, like=g), debias(self.b2, count, like=g)
+        step = tree.over_rms(d, v, self.eps, lax.rsqrt(c2))
+
+        alpha = value_at(self.learning_rate, state.count, like=g)
+        decay = decay_of(self, alpha)
+        tau, lb = polyak(
+            barf,
+            offset,
+            gamma,
+            curvature=tree.dot(d, step),
+            weight=c1,
+            decay=decay,
+            longest=alpha / c1,
+            lower_bound=state.lb,
+            least_bound=self.lower_bound if self.adapt_lower_bound else None,
+        )
+        ascent = tree.axpy(decay, params, tree.scale(tau, step))
+        updates = tree.scale(-1 / (1 + decay), ascent)
+        return updates, MomoAdamState(d, v, barf, gamma, lb, count, tau)
+
+    def metrics(self, state: MomoAdamState) -> dict[str, Scalar]:
+        """`momo_adam/step_size`: $\\tau_k$ of the last step;
+        `momo_adam/lower_bound`: $f_*$."""
+        tau, lb = state.step_size, state.lb
+        return {"momo_adam/step_size": tau, "momo_adam/lower_bound": lb}
+
+
+momo_adam = MomoAdam

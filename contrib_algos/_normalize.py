@@ -2,21 +2,23 @@
 
 import jax.numpy as jnp
 
-from contrib_core import AbstractTransform, Extra, ISOMETRIES, Tree, tree
+from contrib_core import AbstractTransform, Extra, tree
+from contrib_core.claims import claim, ISOMETRIES, Laws
+from contrib_core.typing import Tree
 
 
 class Normalize(AbstractTransform[None]):
-    r"""$g / \|g\|$, and 0 where $g = 0$: invariant to the scale of the gradients, and
-    equivariant to rotations.
+    r"""$g / \|g\|$, and 0 if $g = 0$.
 
-    The norm is over all leaves, in one pass: its square must be representable. Float32
-    gradients of norms below 1e-19 or above 1e19 give 0.
+    It is invariant to the scale of the gradients, and equivariant to rotations. The
+    norm is taken over all leaves in one pass, so its square must be representable:
+    float32 gradients with a norm below 1e-19 or above 1e19 give 0.
     """
 
     @property
-    def laws(self) -> frozenset[str]:
-        """Those of directions."""
-        return ISOMETRIES | {"gradient_scale"}
+    def laws(self) -> Laws:
+        """Every isometry, and the scale of the gradients, which a direction lacks."""
+        return ISOMETRIES | claim("gradient_scale")
 
     def start(self, params: Tree) -> None:
         return None
@@ -28,6 +30,4 @@ class Normalize(AbstractTransform[None]):
         return tree.scale(tree.divide(jnp.ones_like(norm), norm), grads), None
 
 
-def normalize() -> Normalize:
-    """Scales gradients to unit norm: [`contrib_algos.Normalize`][]."""
-    return Normalize()
+normalize = Normalize

@@ -1,19 +1,45 @@
-"""What several recipes put beside their rule."""
+"""How recipes compose a rule with weight decay and a learning rate."""
 
-from contrib_core import AbstractTransform, chain, RealOrSchedule, scale
+from contrib_core import (
+    add_decayed_weights,
+    AnyTransform,
+    chain,
+    scale_by_learning_rate,
+    Transform,
+)
+from contrib_core.typing import Mask, RealLike, RealOrSchedule
 
 
-def factor(recipe: str, learning_rate: RealOrSchedule) -> AbstractTransform:
-    """Multiplies by a learning rate of which 1 is the method of the paper: nothing at
-    all for a Python 1, so that the state of the recipe is that of its rule.
+def descent(
+    direction: Transform | None,
+    learning_rate: RealOrSchedule,
+    weight_decay: RealLike | None = None,
+    mask: Mask | None = None,
+) -> AnyTransform:
+    """Descent along `direction`, by default the gradient, with decoupled weight decay.
 
-    **Raises:** `ValueError` for a negative number or NaN, in the name of the `recipe`.
+    `direction` points uphill, and is multiplied by minus the learning rate. The decay
+    is that of Loshchilov & Hutter, arXiv 1711.05101.
     """
-    if isinstance(learning_rate, int | float):
-        if not learning_rate >= 0:  # NaN neither.
-            raise ValueError(
-                f"{recipe}: `learning_rate` must be at least 0; got {learning_rate}."
-            )
-        if learning_rate == 1:
-            return chain()
-    return scale(learning_rate)
+    ascent = chain() if direction is None else direction
+    decay = add_decayed_weights(weight_decay, mask)
+    return chain(ascent, decay, scale_by_learning_rate(learning_rate))
+
+
+def factored(
+    rule: Transform,
+    learning_rate: RealOrSchedule,
+    weight_decay: RealLike | None,
+    mask: Mask | None,
+    *,
+    of_gradients: bool = False,
+) -> AnyTransform:
+    """A rule that chooses its own step size, with weight decay added to the gradients.
+
+    `learning_rate` is a factor of the steps, or with `of_gradients` of the gradients.
+    A Python 1 is the method of the paper, and adds no stage: the state of the recipe is
+    then the state of the rule.
+    """
+    factor = scale_by_learning_rate(learning_rate, flip_sign=False)
+    stages = (factor, rule) if of_gradients else (rule, factor)
+    return chain(add_decayed_weights(weight_decay, mask), *stages)

@@ -1,34 +1,25 @@
-"""Stochastic gradient descent, with momentum."""
+"""Stochastic gradient descent, with or without momentum."""
 
-import equinox as eqx
+from contrib_core import AbstractState, AbstractTransform, AnyTransform, Extra, tree
+from contrib_core.claims import ISOMETRIES, Laws
+from contrib_core.ranges import Fraction, Rate, static
+from contrib_core.typing import P, Tree
 
-from contrib_core import (
-    AbstractState,
-    AbstractTransform,
-    chain,
-    check_fraction,
-    Extra,
-    ISOMETRIES,
-    P,
-    RealLike,
-    RealOrSchedule,
-    scale_by_learning_rate,
-    Tree,
-    tree,
-)
+from ._recipe import descent
 
 
-class MomentumState(AbstractState[P]):
+class MomentumState(AbstractState):
     """State of [`contrib_algos.Momentum`][]."""
 
     trace: P  # m_t, in units of the gradients
 
 
-class Momentum(AbstractTransform[MomentumState[Tree]]):
+class Momentum(AbstractTransform[MomentumState]):
     r"""Heavy-ball momentum: $m_t = g_t + \mu m_{t-1}$.
 
-    Returns the direction of ascent $m_t$, or with `nesterov` $g_t + \mu m_t$; to be
-    followed by [`contrib_core.scale_by_learning_rate`][]. Linear in the gradients.
+    The result is $m_t$, or $g_t + \mu m_t$ with `nesterov`. This is a direction of
+    ascent: put [`contrib_core.scale_by_learning_rate`][] behind it. It is linear in the
+    gradients, and equivariant to translations and rotations.
 
     ??? cite "Reference"
 
@@ -37,46 +28,43 @@ class Momentum(AbstractTransform[MomentumState[Tree]]):
 
     **Arguments:**
 
-    - `decay`: $\mu$, in [0, 1).
-    - `nesterov`: whether to look ahead.
+    - `momentum`: $\mu$, a decay rate in [0, 1).
+    - `nesterov`: whether to look one step ahead (Nesterov's momentum).
 
-    **Raises:** `ValueError` for a `decay` outside [0, 1).
+    **Raises:** `ValueError` for a `momentum` outside [0, 1).
     """
 
-    decay: RealLike = 0.9
-    nesterov: bool = eqx.field(default=False, static=True)
-
-    def __post_init__(self):
-        check_fraction(self, "decay")
+    momentum: Fraction = 0.9
+    nesterov: bool = static(False)
 
     @property
-    def laws(self) -> frozenset[str]:
-        """It is linear in the gradients, and knows nothing else."""
+    def laws(self) -> Laws:
+        """Every symmetry of a linear map that treats all coordinates alike."""
         return ISOMETRIES
 
-    def start(self, params: Tree) -> MomentumState[Tree]:
+    def start(self, params: Tree) -> MomentumState:
         return MomentumState(trace=tree.accumulator_like(params))
 
     def step(
-        self, grads: Tree, state: MomentumState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, MomentumState[Tree]]:
-        g = tree.widen(grads)
-        m = tree.axpy(self.decay, state.trace, g)
-        ascent = tree.axpy(self.decay, m, g) if self.nesterov else m
-        return ascent, MomentumState(trace=m)
+        self, grads: Tree, state: MomentumState, params: Tree, extra: Extra
+    ) -> tuple[Tree, MomentumState]:
+        g, mu = tree.widen(grads), self.momentum
+        m = tree.axpy(mu, state.trace, g)
+        return tree.axpy(mu, m, g) if self.nesterov else m, MomentumState(trace=m)
 
 
 def sgd(
-    learning_rate: RealOrSchedule,
-    momentum: RealLike | None = None,
-    nesterov: bool = False,
-) -> AbstractTransform:
+    learning_rate: Rate, momentum: Fraction | None = None, nesterov: bool = False
+) -> AnyTransform:
     """Gradient descent, with [`contrib_algos.Momentum`][] if `momentum` is given.
 
     **Arguments:**
 
     - `learning_rate`: number or schedule, in units of parameters over gradients.
     - `momentum`, `nesterov`: as for [`contrib_algos.Momentum`][].
+
+    **Raises:** `ValueError` for a negative `learning_rate`, and for a `momentum`
+    outside [0, 1).
     """
-    direction = [] if momentum is None else [Momentum(momentum, nesterov)]
-    return chain(*direction, scale_by_learning_rate(learning_rate))
+    rule = None if momentum is None else Momentum(momentum, nesterov)
+    return descent(rule, learning_rate)

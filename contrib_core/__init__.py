@@ -1,23 +1,11 @@
 """Typed transforms over pytrees: protocols, tree maths, composition."""
 
-from . import tree as tree
-from ._boundary import in_precision as in_precision, trainable as trainable
-from ._bucketed import (
-    Bucketed as Bucketed,
-    bucketed as bucketed,
-    BucketedState as BucketedState,
-)
-from ._checks import (
-    check_at_least_one as check_at_least_one,
-    check_between as check_between,
-    check_finite as check_finite,
-    check_fraction as check_fraction,
-    check_nonnegative as check_nonnegative,
-    check_one_of as check_one_of,
-    check_pair as check_pair,
-    check_positive as check_positive,
-    check_scalar as check_scalar,
-    check_whole as check_whole,
+from . import ranges as ranges, tree as tree
+from ._boundary import (
+    check_gradients as check_gradients,
+    in_precision as in_precision,
+    narrowed_to as narrowed_to,
+    trainable as trainable,
 )
 from ._combine import (
     add_decayed_weights as add_decayed_weights,
@@ -25,6 +13,7 @@ from ._combine import (
     apply_updates as apply_updates,
     Chain as Chain,
     chain as chain,
+    ChainedMechanism as ChainedMechanism,
     merge_metrics as merge_metrics,
     Scale as Scale,
     scale as scale,
@@ -38,56 +27,50 @@ from ._coordinates import (
     masked as masked,
     MaskedState as MaskedState,
 )
-from ._examples import (
-    check_unmasked as check_unmasked,
-    checked_examples as checked_examples,
-    gathered as gathered,
-    is_tracked as is_tracked,
-    number_of_examples as number_of_examples,
-    per_device as per_device,
-    rows_at as rows_at,
-    summed_over_devices as summed_over_devices,
-    varying_axes as varying_axes,
-)
-from ._layerwise import (
-    Layerwise as Layerwise,
-    layerwise as layerwise,
-    LayerwiseState as LayerwiseState,
-    LeafState as LeafState,
+from ._errors import Caller as Caller, name_of as name_of, spot as spot
+from ._mechanism import (
+    AbstractMechanism as AbstractMechanism,
+    AbstractMechanismInput as AbstractMechanismInput,
 )
 from ._optax import (
     as_transform as as_transform,
     FromOptax as FromOptax,
     to_optax as to_optax,
 )
-from ._schedule import (
-    at as at,
-    debias as debias,
-    increment as increment,
-    LinearWarmup as LinearWarmup,
-    zero_count as zero_count,
-)
-from ._state import (
-    AbstractState as AbstractState,
-    AbstractUnprotected as AbstractUnprotected,
-    Extra as Extra,
-    GradFn as GradFn,
-)
-from ._symmetry import (
-    ENTRYWISE as ENTRYWISE,
-    free_of as free_of,
-    ISOMETRIES as ISOMETRIES,
-)
+from ._stage import AbstractStage as AbstractStage
+from ._state import AbstractState as AbstractState, Extra as Extra, GradFn as GradFn
 from ._transform import (
     AbstractTransform as AbstractTransform,
-    name_of as name_of,
+    AnyTransform as AnyTransform,
     Transform as Transform,
 )
-from ._types import (
+from .claims import (
+    BOUNDED_ESTIMATE as BOUNDED_ESTIMATE,
+    claim as claim,
+    ENTRYWISE as ENTRYWISE,
+    ESTIMATE as ESTIMATE,
+    ISOMETRIES as ISOMETRIES,
+    LawName as LawName,
+    Laws as Laws,
+    laws_if_zero as laws_if_zero,
+    Need as Need,
+    Needs as Needs,
+    PARAMS as PARAMS,
+    Terms as Terms,
+)
+from .schedule import (
+    debias as debias,
+    increment as increment,
+    scaled as scaled,
+    value_at as value_at,
+    zero_count as zero_count,
+)
+from .typing import (
+    AnyTree as AnyTree,
     Count as Count,
     Flag as Flag,
-    is_zero as is_zero,
     KeyData as KeyData,
+    Mask as Mask,
     P as P,
     RealLike as RealLike,
     RealOrSchedule as RealOrSchedule,
@@ -95,6 +78,6 @@ from ._types import (
     Scalar as Scalar,
     Scalars as Scalars,
     Schedule as Schedule,
-    times as times,
+    T as T,
     Tree as Tree,
 )

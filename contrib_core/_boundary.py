@@ -1,30 +1,28 @@
 """The boundary between users and rules: conversions and checks at trace time.
 
-Users bring equinox models, NumPy arrays, partial gradients and mistakes; a rule sees
-trees of floating-point arrays that fit each other. Nothing here runs in compiled code.
+Users pass equinox models, NumPy arrays and incomplete gradients. A rule sees trees of
+floating-point arrays whose structures match. No check runs in compiled code.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from . import tree
-from ._errors import first_difference, leaves_with_path, spot
-from ._state import GradFn
-from ._types import Scalar, Tree
+from ._errors import Caller, first_difference, leaves_with_path, spot
+from ._state import Extra, GradFn
+from .claims import Need, Needs
+from .typing import AnyTree, Scalar, T, Tree
 
 
-T = TypeVar("T")
-
-
-def trainable(x: PyTree[Any]) -> Tree:
-    """The inexact arrays of `x`, as strongly typed JAX arrays, and else `None`."""
+def trainable(x: AnyTree) -> Tree:
+    """`x` with inexact arrays as strongly typed JAX arrays, and other leaves `None`."""
     return jax.tree.map(_array_or_none, x)
 
 
@@ -32,14 +30,14 @@ def _array_or_none(leaf: Any) -> Array | None:
     if not eqx.is_inexact_array(leaf):
         return None
     if not isinstance(leaf, jax.Array):
-        return jnp.array(leaf)  # A copy: on CPU it may else live in NumPy's memory.
-    # A weak type would be lost in the first step, and the state's type would change.
+        return jnp.array(leaf)  # A copy: on CPUs JAX may otherwise use NumPy's memory.
+    # The first step would drop a weak type, and so change the type of the state.
     return lax.convert_element_type(leaf, leaf.dtype) if leaf.weak_type else leaf
 
 
-def in_precision(transform: T, like: PyTree[Any]) -> T:
-    """`transform` with its real array hyperparameters, strongly typed, in the
-    accumulator dtype of `like`, so that they never promote what they are used with."""
+def in_precision(transform: T, like: AnyTree) -> T:
+    """`transform` with its real array hyperparameters in the accumulator dtype of
+    `like`, strongly typed, so that they never promote the trees that they multiply."""
 
     def leaf(x: Any) -> Any:
         if eqx.is_inexact_array(x) and not jnp.iscomplexobj(x):
@@ -50,9 +48,9 @@ def in_precision(transform: T, like: PyTree[Any]) -> T:
     return jax.tree.map(leaf, transform)
 
 
-def own_buffers(state: T, inputs: PyTree[Any]) -> T:
-    """`state` with a copy of every array that is in `inputs`, or in it twice, so that
-    it can be donated together with the inputs."""
+def own_buffers(state: T, inputs: AnyTree) -> T:
+    """`state` with a copy of every array that is also in `inputs`, or twice in `state`:
+    JAX refuses to donate the same buffer twice."""
     seen = {id(leaf) for leaf in jax.tree.leaves(inputs)}
 
     def leaf(x: Any) -> Any:
@@ -64,72 +62,90 @@ def own_buffers(state: T, inputs: PyTree[Any]) -> T:
     return jax.tree.map(leaf, state)
 
 
-def check_gradients(
-    who: str, grads: Tree, params: Tree, rows: tuple[int, ...] = ()
-) -> None:
-    """Raises `ValueError` unless `grads` fits `params` leaf by leaf; gradients of shape
-    `(*rows, *shape)` to parameters of shape `shape`."""
+# Gradients
+
+
+def checked_gradients(caller: Caller, grads: AnyTree, params: Tree | None) -> Tree:
+    """The trainable leaves of `grads`, no wider than the statistics of `params`.
+
+    **Raises:** `ValueError` if `params` are given and a gradient does not fit them.
+    """
+    grads = trainable(grads)
+    if params is None:
+        return grads
+    check_gradients(caller, grads, params)
+    return narrowed_to(grads, params)
+
+
+def check_gradients(caller: Caller, grads: AnyTree, params: Tree) -> None:
+    """Raises `ValueError` unless structures, shapes and complex leaves match."""
     if jax.tree.structure(grads) != jax.tree.structure(params):
-        raise ValueError(_misfit(who, grads, params))
-    pairs = zip(leaves_with_path(params), leaves_with_path(grads), strict=True)
-    for (path, p), (_, g) in pairs:
-        if p is None:
-            continue
-        if (*rows, *p.shape) != g.shape:
-            examples = f", for {rows[0]} examples" if rows else ""
+        raise ValueError(_misfit(caller, grads, params))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(grads), strict=True)
+    for i, (p, g) in enumerate(pairs):
+        if p.shape != g.shape:
             raise ValueError(
-                f"{who}: at {spot(path)} the gradient has shape {g.shape}, the "
-                f"parameter {p.shape}{examples}."
+                f"{caller}: at {_spot(params, i)} the gradient has shape {g.shape}, "
+                f"the parameter {p.shape}."
             )
-        if jnp.iscomplexobj(p) != jnp.iscomplexobj(g):
+        if (p.dtype.kind == "c") != (g.dtype.kind == "c"):
             raise ValueError(
-                f"{who}: at {spot(path)} the gradient is {g.dtype}, the "
+                f"{caller}: at {_spot(params, i)} the gradient is {g.dtype}, the "
                 f"parameter {p.dtype}: either both are complex or neither is."
             )
 
 
-def _misfit(who: str, grads: Tree, params: Tree) -> str:
+def _spot(x: AnyTree, i: int) -> str:
+    path, _ = jax.tree_util.tree_leaves_with_path(x)[i]
+    return spot(path)
+
+
+def _misfit(caller: Caller, grads: Tree, params: Tree) -> str:
     where = first_difference(params, grads)
     wanted = dict(leaves_with_path(params))
     given = dict(leaves_with_path(grads))
     for path, p in wanted.items():
         if p is not None and path in given and given[path] is None:
             return (
-                f"{who}: the parameter at {spot(path)} ({_type_of(p)}) "
-                "has no gradient. Differentiate all of them, `grads = "
-                "eqx.filter_grad(loss)(model)`; to train only some, give both `init` "
-                "and `update` those, `eqx.filter(model, spec)`."
+                f"{caller}: the parameter at {spot(path)} ({_type_of(p)}) has no "
+                "gradient. Differentiate with respect to all parameters: `grads = "
+                "eqx.filter_grad(loss)(model)`. To train only some of them, pass "
+                "`eqx.filter(model, spec)` to both `init` and `update`."
             )
     for path, g in given.items():
         if g is not None and path in wanted and wanted[path] is None:
             return (
-                f"{who}: there is a gradient at {spot(path)}, but the parameter "
-                "there is not a floating-point array, so that `init` set it aside. "
-                "Make it one, `jnp.asarray(x)`, or leave it out of the gradients."
+                f"{caller}: there is a gradient at {spot(path)}, but the parameter "
+                "is not a floating-point array, so it is not trained. Convert it with "
+                "`jnp.asarray(x)`, or remove its gradient."
             )
     return (
-        f"{who}: gradients and parameters differ in structure at {where}. Call "
-        "`opt.update(grads, state, params)`, with `grads` as `jax.grad` or "
-        "`eqx.filter_grad` return them for these params."
+        f"{caller}: gradients and parameters differ in structure at {where}. Call "
+        "`opt.update(grads, state, params)` with the `grads` that `jax.grad` or "
+        "`eqx.filter_grad` returns for these `params`."
     )
 
 
-def not_wider(grads: Tree, params: Tree) -> Tree:
-    """`grads` with leaves no wider than the accumulator of `params`: float64 gradients,
-    which NumPy makes, must not widen the statistics of float32 parameters."""
+def narrowed_to(grads: Tree, params: Tree) -> Tree:
+    """`grads` with leaves no wider than the accumulator dtype of `params`. For example,
+    NumPy's float64 gradients must not widen the statistics of float32 parameters."""
     if tree.accumulator_dtype(grads) == tree.accumulator_dtype(params):
         return grads
     return jax.tree.map(lambda g, p: tree.cast_like(g, tree.widen(p)), grads, params)
 
 
-def check_given(who: str, needs: frozenset[str], given: set[str]) -> None:
-    """Raises `ValueError` for the first of `needs` that was not given."""
-    for name in sorted(needs - given):
+# Other arguments
+
+
+def check_given(caller: Caller, needs: Needs, given: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for the first argument in `needs` that was not given."""
+    for name in sorted(name for name in needs if given.get(name) is None):
         raise ValueError(
-            f"{who}.update needs `{name}`: call `{_call(needs)}`, where "
-            f"{_MEANING.get(name, f'`{name}` is what its docstring says')}."
+            f"{caller} needs `{name}`: call `{_call(needs)}`, where {_MEANING[name]}."
         )
 
+
+_NAMED = get_args(Need)
 
 _MEANING = {
     "params": "`params` are the parameters that the gradients were taken at",
@@ -139,63 +155,61 @@ _MEANING = {
 }
 
 
-def _call(needs: frozenset[str]) -> str:
+def _call(needs: Needs) -> str:
     names = sorted(needs - {"params"})
     named = "".join(f", {k}={'loss' if k == 'value' else k}" for k in names)
     return f"opt.update(grads, state, params{named})"
 
 
-def scalar_value(who: str, value: Any, like: Tree) -> Scalar:
-    """The loss as a scalar; raises `ValueError` if it is not one real number."""
+def checked_extra(
+    caller: Caller, given: Mapping[str, Any], like: Tree, model: AnyTree
+) -> Extra:
+    """The extras of a step: the loss as a scalar, `grad_fn` on trainable leaves."""
+    extra = Extra({k: x for k, x in given.items() if x is not None or k not in _NAMED})
+    extra = extra.map("value", lambda value: _scalar_value(caller, value, like))
+    return extra.map("grad_fn", lambda grad_fn: _of_trainable(caller, grad_fn, model))
+
+
+def _scalar_value(caller: Caller, value: Any, like: Tree) -> Scalar:
     if jnp.shape(value) != () or jnp.iscomplexobj(value):
         raise ValueError(
-            f"{who}.update: `value` must be one real number, the loss at `params`; got "
+            f"{caller}: `value` must be one real number, the loss at `params`; got "
             f"shape {jnp.shape(value)}, {jnp.result_type(value)}."
         )
     return tree.scalar(value, like)
 
 
-def checked_gradients(who: str, grads: PyTree[Any], params: Tree) -> Tree:
-    """What is trainable of `grads`, no wider than the statistics of `params`.
-
-    **Raises:** `ValueError` unless it fits `params` leaf by leaf.
-    """
-    grads = trainable(grads)
-    check_gradients(who, grads, params)
-    return not_wider(grads, params)
-
-
-def of_trainable(who: str, grad_fn: Callable[..., Any], model: PyTree[Any]) -> GradFn:
-    """The user's `grad_fn` of a raw model as a function of its trainable leaves, whose
-    gradients are checked as those that `update` is given."""
+def _of_trainable(
+    caller: Caller, grad_fn: Callable[..., Any], model: AnyTree
+) -> GradFn:
+    """`grad_fn` of the trainable leaves of `model`; it checks its gradients."""
     fixed = jax.tree.map(lambda x: None if eqx.is_inexact_array(x) else x, model)
+    part = Caller(caller.transform, ", `grad_fn`")
 
     def of_leaves(params: Tree, *args: Any) -> Tree:
         grads = grad_fn(eqx.combine(params, fixed), *args)
-        return checked_gradients(f"{who}.update, `grad_fn`", grads, params)
+        return checked_gradients(part, grads, params)
 
     return of_leaves
 
 
+# States
+
+
 def check_origin(
-    who: str,
-    start: Callable[..., Any],
-    like: Tree,
-    state: PyTree[Any],
-    error: Exception,
+    caller: Caller, needed: AnyTree, state: AnyTree, error: Exception
 ) -> None:
-    """Raises `ValueError` from the `error` of a step if `state` cannot have come from
-    `start`: it is that of other parameters, or of another transform."""
-    needed = jax.eval_shape(start, like)
+    """Raises `ValueError` from `error`, which a step raised, if `state` differs from
+    `needed` in structure, shapes or dtypes."""
     wrong = first_difference(needed, state)
     if wrong is None:
         pairs = zip(leaves_with_path(needed), leaves_with_path(state), strict=True)
         wrong = next((spot(p) for (p, a), (_, b) in pairs if not _is_like(a, b)), None)
     if wrong is not None:
         raise ValueError(
-            f"{who}.update: `state` is that of other parameters or of another "
-            f"transform: it is wrong at {wrong}. Start with `state = opt.init("
-            "params)`, and go on with what `update` returns."
+            f"{caller}: `state` belongs to other parameters or to another "
+            f"transform; it differs at {wrong}. Start with `state = opt.init("
+            "params)`, and continue with the state that `update` returns."
         ) from error
 
 
@@ -203,20 +217,23 @@ def _is_like(a: Any, b: Any) -> bool:
     return a is b or (jnp.shape(a), a.dtype) == (jnp.shape(b), jnp.result_type(b))
 
 
-def check_state(who: str, old: PyTree[Any], new: PyTree[Any]) -> None:
+def check_state(caller: Caller, old: AnyTree, new: AnyTree) -> None:
     """Raises `ValueError` unless `new` has the type of `old`: structure, shapes, dtypes
-    and weak types. State that drifts retraces every step, or breaks `lax.scan`."""
-    if where := first_difference(old, new):
-        raise ValueError(
-            f"{who}.update: the new state differs from the old at {where}."
-        )
-    for (path, a), (_, b) in zip(
-        leaves_with_path(old), leaves_with_path(new), strict=True
-    ):
+    and weak types. Another type would retrace every step, or break `lax.scan`."""
+    before, old_structure = jax.tree.flatten(old)
+    after, new_structure = jax.tree.flatten(new)
+    if old_structure != new_structure:
+        where = first_difference(old, new)
+        raise ValueError(f"{caller}: the new state differs from the old at {where}.")
+    # Abstract values of JAX are quick to compare. NumPy arrays have none.
+    types = [getattr(x, "aval", None) for x in before]
+    if None not in types and types == [getattr(x, "aval", None) for x in after]:
+        return
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
         if _type_of(a) != _type_of(b):
             raise ValueError(
-                f"{who}.update: the state drifts at {spot(path)}, from {_type_of(a)} "
-                f"to {_type_of(b)}. Keep statistics in the dtypes that `init` gave."
+                f"{caller}: the state drifts at {_spot(old, i)}, from {_type_of(a)} "
+                f"to {_type_of(b)}. Keep each field in the type that `init` gave it."
             )
 
 

@@ -1,70 +1,68 @@
-"""Composition, and the small transforms that recipes are composed of."""
+"""Composition, and the small transforms that recipes are built from."""
 
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from . import tree
-from ._checks import check_nonnegative
 from ._coordinates import masked
-from ._optax import as_transform
-from ._schedule import at, increment, zero_count
+from ._errors import Caller, name_of
+from ._mechanism import AbstractMechanism
+from ._optax import as_transform, FromOptax
+from ._stage import AbstractStage
 from ._state import AbstractState, Extra
-from ._symmetry import free_of, ISOMETRIES
-from ._transform import AbstractTransform, name_of, Transform
-from ._types import Count, is_zero, P, RealLike, RealOrSchedule, Scalar, Tree
+from ._transform import AbstractTransform, Transform
+from .claims import ISOMETRIES, Laws, laws_if_zero, Needs
+from .ranges import in_range, is_zero, NonNegative, NumberOrSchedule, Rate
+from .schedule import increment, value_at, zero_count
+from .typing import AnyTree, Count, Mask, RealLike, RealOrSchedule, Scalar, T, Tree
 
 
 class Chain(AbstractTransform[tuple[Any, ...]]):
     """Transforms in sequence: the updates of one are the gradients of the next.
 
-    Its state is the tuple of theirs.
+    The state is the tuple of the states of the transforms.
 
-    **Raises:** `ValueError` where updates are scaled or decayed behind a transform that
-    recovers points of its own from where they lead, as all that average do; and where
-    anything comes before a transform of single examples, or needs their losses behind
-    it. What is behind it is given no extras but a `key`.
+    **Raises:** `ValueError` for a transform that scales or decays updates behind one
+    that owns its iterates, such as an average of iterates.
     """
 
-    transforms: tuple[AbstractTransform, ...]
+    transforms: tuple[AbstractTransform[Any], ...]
 
     def __init__(self, *transforms: Transform):
-        self.transforms = tuple(
-            as_transform(t, is_first=i == 0) for i, t in enumerate(transforms)
-        )
+        self.transforms = tuple(map(as_transform, transforms))
+
+    def __check_init__(self):
         for i, t in enumerate(self.transforms):
             behind = next(filter(_rescales, self.transforms[i + 1 :]), None)
-            if "examples" in t.needs:
-                _check_private(t, self.transforms[i + 1 :])
-            if "iterates" in t.needs and behind is not None:
+            if t.owns_iterates and behind is not None:
                 raise ValueError(
                     f"Chain: {name_of(t)} recovers points of its own from the "
-                    "parameters, which its updates alone must move, and "
-                    f"{name_of(behind)} would change these. Put it behind: "
-                    f"`chain(..., {name_of(t)})`."
+                    "parameters, so only its own updates may move these, but "
+                    f"{name_of(behind)} would change its updates. Put {name_of(t)} "
+                    f"last: `chain(..., {name_of(t)})`."
                 )
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What any of them needs."""
-        return frozenset().union(*(t.needs for t in self.transforms))
+    def needs(self) -> Needs:
+        """Everything that any of the transforms needs."""
+        return frozenset[Any]().union(*(t.needs for t in self.transforms))
 
     @property
-    def laws(self) -> frozenset[str]:
-        """The symmetries that all of them have, in which gradients and updates change
-        alike; what the first one makes of scaled gradients; and monotone estimates."""
+    def owns_iterates(self) -> bool:
+        """Whether any of the transforms owns its iterates."""
+        return any(t.owns_iterates for t in self.transforms)
+
+    @property
+    def laws(self) -> Laws:
+        """The isometries that all transforms claim, `gradient_scale` if the first one
+        claims it, and `monotone` if any of them does."""
         each = [t.laws for t in self.transforms]
         scale = each[0] & {"gradient_scale"} if each else frozenset()
-        monotone = frozenset().union(*each) & {"monotone"}
+        monotone = frozenset[Any]().union(*each) & {"monotone"}
         return ISOMETRIES.intersection(*each) | scale | monotone
-
-    def receive(self, who: str, grads: PyTree[Any], params: Tree) -> Tree:
-        if not self.transforms:
-            return super().receive(who, grads, params)
-        return self.transforms[0].receive(who, grads, params)
 
     def start(self, params: Tree) -> tuple[Any, ...]:
         return tuple(t.start(params) for t in self.transforms)
@@ -76,8 +74,6 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         for transform, inner_state in zip(self.transforms, state, strict=True):
             grads, new_state = transform.step(grads, inner_state, params, extra)
             new_states.append(new_state)
-            if "examples" in transform.needs:
-                extra = extra.only("key")  # Losses of the examples are not private.
         return grads, tuple(new_states)
 
     def eval_point(self, state: tuple[Any, ...], params: Tree) -> Tree:
@@ -86,33 +82,79 @@ class Chain(AbstractTransform[tuple[Any, ...]]):
         return params
 
     def metrics(self, state: tuple[Any, ...]) -> dict[str, Scalar]:
-        """Those of all; a name met before is prefixed by its transform's index."""
-        merged: dict[str, Scalar] = {}
-        for i, (t, inner) in enumerate(zip(self.transforms, state, strict=True)):
-            merged = merge_metrics(merged, t.metrics(inner), str(i))
-        return merged
+        """All metrics; a name that is taken is prefixed with its transform's index."""
+        return _metrics_of_all(self.transforms, state)
 
 
-def _check_private(first: AbstractTransform, behind: tuple[AbstractTransform, ...]):
-    for t in behind:
-        if unprotected := t.needs & {"value", "grad_fn"}:
-            raise ValueError(
-                f"Chain: {name_of(t)} needs `{min(unprotected)}`, which shows what "
-                f"{name_of(first)} hides: of the examples, it alone is private."
-            )
+class ChainedMechanism(AbstractMechanism[tuple[Any, ...]]):
+    """A mechanism, followed by transforms of the gradient that it returns.
+
+    The state is the tuple of the states of the stages.
+
+    **Raises:** `ValueError` for a transform behind the mechanism that needs `value` or
+    `grad_fn`, because these reveal the examples.
+    """
+
+    mechanism: AbstractMechanism[Any]
+    behind: Chain
+
+    def __init__(self, mechanism: AbstractMechanism[Any], *behind: Transform):
+        self.mechanism, self.behind = mechanism, Chain(*behind)
+
+    def __check_init__(self):
+        for t in self.behind.transforms:
+            required = t.required if isinstance(t, FromOptax) else t.needs
+            if unprotected := required - {"params", "key"}:
+                raise ValueError(
+                    f"Chain: {name_of(t)} needs `{min(unprotected)}`, which shows what "
+                    f"{name_of(self.mechanism)} hides: only the gradient that it "
+                    "returns is private."
+                )
+
+    @property
+    def needs(self) -> Needs:
+        """Everything that the mechanism or a transform needs."""
+        return self.mechanism.needs | self.behind.needs
+
+    @property
+    def laws(self) -> Laws:
+        """The laws that both parts claim, and `monotone` if the transforms claim it."""
+        return self.behind.laws & (self.mechanism.laws | {"monotone"})
+
+    def start(self, params: Tree) -> tuple[Any, ...]:
+        return self.mechanism.start(params), *self.behind.start(params)
+
+    def receive(self, caller: Caller, grads: AnyTree, params: Tree) -> Any:
+        return self.mechanism.receive(caller, grads, params)
+
+    def step(
+        self, grads: Any, state: tuple[Any, ...], params: Tree, extra: Extra
+    ) -> tuple[Tree, tuple[Any, ...]]:
+        first, *rest = state
+        gradient, first = self.mechanism.step(grads, first, params, extra)
+        updates, rest = self.behind.step(gradient, tuple(rest), params, extra)
+        return updates, (first, *rest)
+
+    def eval_point(self, state: tuple[Any, ...], params: Tree) -> Tree:
+        return self.behind.eval_point(state[1:], params)
+
+    def metrics(self, state: tuple[Any, ...]) -> dict[str, Scalar]:
+        return _metrics_of_all((self.mechanism, *self.behind.transforms), state)
 
 
-def _rescales(t: AbstractTransform) -> bool:
-    """Whether it is known to change whatever updates it is given."""
-    if isinstance(t, Scale):
-        return t.negate or not (isinstance(t.factor, int | float) and t.factor == 1)
-    return isinstance(t, AddDecayedWeights)
+def _metrics_of_all(
+    stages: tuple[AbstractStage[Any], ...], states: tuple[Any, ...]
+) -> dict[str, Scalar]:
+    merged: dict[str, Scalar] = {}
+    for i, (stage, state) in enumerate(zip(stages, states, strict=True)):
+        merged = merge_metrics(merged, stage.metrics(state), str(i))
+    return merged
 
 
 def merge_metrics(
     first: dict[str, Scalar], second: dict[str, Scalar], prefix: str
 ) -> dict[str, Scalar]:
-    """All metrics of both; names of `second` that are taken get `prefix`."""
+    """The metrics of both. Names of `second` that are taken become `prefix/name`."""
     merged = dict(first)
     for name, x in second.items():
         while name in merged:
@@ -121,40 +163,64 @@ def merge_metrics(
     return merged
 
 
-def chain(*transforms: Transform) -> AbstractTransform:
-    """[`contrib_core.Chain`][] as a monoid: nested chains are flattened, so that it is
-    associative; `chain()` is the identity, and `chain(t)` is `t`.
+@overload
+def chain(
+    mechanism: AbstractMechanism[Any], /, *transforms: Transform
+) -> AbstractMechanism[Any]: ...
+@overload
+def chain(*transforms: Transform) -> AbstractTransform[Any]: ...
+def chain(*transforms: Any) -> AbstractStage[Any]:
+    """[`contrib_core.Chain`][] as a monoid. Nested chains are flattened, so that it is
+    associative. `chain()` is the identity, and `chain(t)` is `t`.
 
-    **Raises:** `TypeError` for anything that is not a transform, ours or optax's.
+    A chain that begins with a mechanism is a mechanism too.
+
+    **Raises:** `TypeError` for anything but a transform of this package or of optax,
+    and `ValueError` for a mechanism that is not first.
     """
-    flat: list[AbstractTransform] = []
-    for given in transforms:
-        t = as_transform(given, is_first=not flat)
-        flat.extend(t.transforms if isinstance(t, Chain) else [t])
-    return flat[0] if len(flat) == 1 else Chain(*flat)
+    flat = [stage for t in transforms for stage in _stages_of(t)]
+    if len(flat) == 1:
+        return flat[0]
+    # Both classes refuse a mechanism that is not first.
+    if flat and isinstance(flat[0], AbstractMechanism):
+        return ChainedMechanism(*flat)
+    return Chain(*flat)
 
 
-class ScaleState(AbstractState[P]):
+def _stages_of(t: Any) -> tuple[Any, ...]:
+    match t:
+        case Chain():
+            return t.transforms
+        case ChainedMechanism():
+            return t.mechanism, *t.behind.transforms
+        case AbstractMechanism():
+            return (t,)
+    return (as_transform(t),)
+
+
+class ScaleState(AbstractState):
     """State of [`contrib_core.Scale`][]."""
 
     count: Count | None  # None under a constant factor.
 
 
 class Scale(AbstractTransform[ScaleState]):
-    """Multiplies gradients by `factor`, or by minus it with `negate`.
+    """Multiplies gradients by `factor`, or by `-factor` with `negate`.
 
     **Arguments:**
 
-    - `factor`: a number, or a schedule of the step count from 0.
+    - `factor`: a dimensionless number, or a schedule of the step count from 0.
     - `negate`: whether to turn a direction of ascent into a step of descent.
+
+    **Raises:** `ValueError` for a `factor` that is NaN or not a number.
     """
 
-    factor: RealOrSchedule
+    factor: NumberOrSchedule
     negate: bool = eqx.field(default=False, static=True)
 
     @property
-    def laws(self) -> frozenset[str]:
-        """It is linear in the gradients, and knows nothing else."""
+    def laws(self) -> Laws:
+        """Every symmetry of a linear map that treats all coordinates alike."""
         return ISOMETRIES
 
     def start(self, params: Tree) -> ScaleState:
@@ -163,44 +229,55 @@ class Scale(AbstractTransform[ScaleState]):
     def step(
         self, grads: Tree, state: ScaleState, params: Tree, extra: Extra
     ) -> tuple[Tree, ScaleState]:
-        factor = at(self.factor, state.count, like=grads)
+        factor = value_at(self.factor, state.count, like=grads)
         scaled = tree.scale(-factor if self.negate else factor, grads)
         count = None if state.count is None else increment(state.count)
         return scaled, ScaleState(count)
 
 
-def scale(factor: RealOrSchedule) -> Scale:
-    """Multiplies updates by `factor`, a dimensionless number or schedule."""
-    return Scale(factor)
+scale = Scale
 
 
-def scale_by_learning_rate(learning_rate: RealOrSchedule) -> Scale:
-    """Multiplies by minus the learning rate: turns a direction of ascent, such as a
-    gradient, into a step of descent."""
-    return Scale(learning_rate, negate=True)
+def scale_by_learning_rate(
+    learning_rate: RealOrSchedule, flip_sign: bool = True
+) -> AbstractTransform[Any]:
+    """Multiplies by minus the learning rate. This turns a direction of ascent, such as
+    a gradient, into a step of descent.
+
+    **Arguments:**
+
+    - `learning_rate`: a number, at least 0, or a schedule of the step count from 0.
+    - `flip_sign`: whether to multiply by minus 1. Without it, a Python 1 as learning
+        rate gives the identity, `chain()`.
+
+    **Raises:** `ValueError` for a `learning_rate` that is negative, NaN or no number.
+    """
+    where = "scale_by_learning_rate: `learning_rate` must be"
+    factor = in_range(where, Rate, learning_rate)
+    return chain() if _is_one(factor) and not flip_sign else Scale(factor, flip_sign)
 
 
 class AddDecayedWeights(AbstractTransform[None]):
-    """Adds `rate * params` to the gradients.
+    """Adds `weight_decay * params` to the gradients.
 
-    Before a rule that is L2 regularisation; behind its preconditioner, decoupled weight
-    decay (Loshchilov & Hutter, arXiv 1711.05101).
+    In front of a rule, this is L2 regularisation. Behind the preconditioner of a rule,
+    it is decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101).
+
+    **Raises:** `ValueError` for a `weight_decay` that is negative, NaN or no number.
     """
 
-    rate: RealLike
-
-    def __post_init__(self):
-        check_nonnegative(self, "rate")
+    weight_decay: NonNegative
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, which it adds."""
+    def needs(self) -> Needs:
+        """The parameters, which are added to the gradients."""
         return frozenset({"params"})
 
     @property
-    def laws(self) -> frozenset[str]:
-        """It decays towards the origin, so it knows where that is."""
-        return ISOMETRIES - {"translation"} | free_of(self.rate, "translation")
+    def laws(self) -> Laws:
+        """Every isometry that keeps the origin, because weights decay towards it."""
+        moved = laws_if_zero(self.weight_decay, "translation")
+        return ISOMETRIES - {"translation"} | moved
 
     def start(self, params: Tree) -> None:
         return None
@@ -208,29 +285,43 @@ class AddDecayedWeights(AbstractTransform[None]):
     def step(
         self, grads: Tree, state: None, params: Tree, extra: Extra
     ) -> tuple[Tree, None]:
-        return tree.axpy(self.rate, params, grads), None
+        return tree.axpy(self.weight_decay, params, grads), None
 
 
-def add_decayed_weights(rate: RealLike | None, mask: Any = None) -> AbstractTransform:
-    """Adds `rate * params` to the gradients of the leaves that `mask` selects.
+def add_decayed_weights(
+    weight_decay: RealLike | None, mask: Mask | None = None
+) -> AbstractTransform[Any]:
+    """[`contrib_core.AddDecayedWeights`][] for the leaves that `mask` selects.
 
     **Arguments:**
 
-    - `rate`: at least 0, in units of gradients over parameters. `None` and a Python 0
-        are no transform at all: `chain()`.
-    - `mask`: as for [`contrib_core.masked`][]; by default every leaf.
+    - `weight_decay`: at least 0, in units of gradients over parameters. `None` and a
+        Python 0 give the identity, `chain()`.
+    - `mask`: as for [`contrib_core.Masked`][]; by default every leaf.
+
+    **Raises:** `ValueError` as these two classes do.
     """
-    if rate is None or is_zero(rate):
+    if weight_decay is None or is_zero(weight_decay):
         return chain()
-    decay = AddDecayedWeights(rate)
+    decay = AddDecayedWeights(weight_decay)
     return decay if mask is None else masked(decay, mask)
 
 
-def apply_updates(params: PyTree[Any], updates: PyTree[Any]) -> PyTree[Any]:
+def _rescales(t: AbstractTransform[Any]) -> bool:
+    """Whether a transform is known to scale or decay the updates that it is given."""
+    if isinstance(t, Scale):
+        return t.negate or not _is_one(t.factor)
+    return isinstance(t, AddDecayedWeights)
+
+
+def _is_one(x: RealOrSchedule) -> bool:
+    return isinstance(x, int | float) and bool(x == 1)
+
+
+def apply_updates(params: T, updates: AnyTree) -> T:
     """`params + updates`, added in the accumulator dtype and rounded once.
 
-    Leaves whose update is `None`, such as the functions of a raw equinox model, stay as
-    they are.
+    A leaf whose update is `None`, such as a function in an equinox model, is unchanged.
     """
 
     def leaf(u: Any, p: Any) -> Any:

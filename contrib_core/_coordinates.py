@@ -1,4 +1,4 @@
-"""Changes of coordinates: an inner transform that sees the parameters differently."""
+"""Changes of coordinates: an inner transform sees the parameters in another form."""
 
 import abc
 import functools as ft
@@ -9,19 +9,19 @@ import equinox as eqx
 import jax
 import numpy as np
 from equinox import AbstractVar
-from jaxtyping import PyTree
 
 from . import tree
 from ._boundary import in_precision
 from ._errors import first_difference, spot
 from ._optax import as_transform
 from ._state import AbstractState, Extra, GradFn
-from ._transform import AbstractTransform, Transform
-from ._types import P, Scalar, Tree
+from ._transform import AbstractTransform
+from .claims import Laws, Needs
+from .typing import AnyTree, Mask, Scalar, Tree
 
 
-class AbstractInnerState(AbstractState[P]):
-    """A state that holds that of an inner transform, and nothing else."""
+class AbstractInnerState(AbstractState):
+    """A state that holds nothing but the state of an inner transform."""
 
     inner_state: AbstractVar[Any]
 
@@ -29,37 +29,41 @@ class AbstractInnerState(AbstractState[P]):
 class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
     """Runs `inner` in other coordinates of the same vector.
 
-    Authors say how parameters and gradients are written in the new coordinates and how
-    the result is read back; everything else follows: extras are translated (`grad_fn`
-    too), metrics and evaluation points passed through.
+    Authors write `encode`, `decode` and `wrap`. With these, this class translates
+    gradients, extras, updates and evaluation points; metrics are those of `inner`.
     """
 
-    inner: AbstractVar[AbstractTransform]
+    inner: AbstractVar[AbstractTransform[Any]]
 
     @abc.abstractmethod
     def encode(self, params: Tree) -> Tree:
-        """Parameters in the coordinates of `inner`."""
+        """`params` in the coordinates of `inner`."""
 
-    @abc.abstractmethod
     def encode_grads(self, grads: Tree) -> Tree:
-        """Gradients in the coordinates of `inner`."""
+        """`grads` in the coordinates of `inner`; by default encoded like parameters."""
+        return self.encode(grads)
 
     @abc.abstractmethod
     def decode(self, inner: Tree, like: Tree) -> Tree:
-        """The tree that `inner` encodes; what it does not cover is that of `like`."""
+        """The tree whose encoding is `inner`, completed with the leaves of `like`."""
 
     @abc.abstractmethod
     def wrap(self, inner_state: Any) -> AbstractInnerState:
-        """The state of this transform that holds `inner_state`."""
+        """`inner_state` as a state of this transform."""
 
-    @abc.abstractmethod
     def settled(self, params: Tree) -> "AbstractCoordinateChange":
-        """This change of coordinates, with whatever depends on parameters settled."""
+        """This change of coordinates, with functions of `params` evaluated."""
+        return self
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What `inner` needs."""
+    def needs(self) -> Needs:
+        """The needs of `inner`."""
         return self.inner.needs
+
+    @property
+    def owns_iterates(self) -> bool:
+        """Whether `inner` owns its iterates."""
+        return self.inner.owns_iterates
 
     def start(self, params: Tree) -> AbstractInnerState:
         coordinates = self.settled(params).encode(params)
@@ -72,7 +76,7 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
         change = self.settled(grads if params is None else params)
         inner_grads = change.encode_grads(grads)
         if not jax.tree.leaves(inner_grads):
-            return grads, state  # Nothing is selected; optax would miss `params`.
+            return grads, state  # Nothing is selected: optax would see `params=None`.
         inner_params = None if params is None else change.encode(params)
         like = (inner_grads, inner_params)
 
@@ -81,9 +85,9 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
                 grad_fn(change.decode(inner, like=params), *args)
             )
 
-        extra = extra.map_grad_fn(translate)
-        # A part of the parameters may be less precise than all of them.
-        extra = extra.map_value(lambda value: tree.scalar(value, like))
+        extra = extra.map("grad_fn", translate)
+        # A part of the parameters may have a narrower accumulator dtype than the whole.
+        extra = extra.map("value", lambda value: tree.scalar(value, like))
         updates, inner_state = in_precision(self.inner, like).step(
             inner_grads, state.inner_state, inner_params, extra
         )
@@ -98,76 +102,56 @@ class AbstractCoordinateChange(AbstractTransform[AbstractInnerState]):
         return self.inner.metrics(state.inner_state)
 
 
-class MaskedState(AbstractInnerState[P]):
+class MaskedState(AbstractInnerState):
     """State of [`contrib_core.Masked`][]."""
 
     inner_state: Any
 
 
 class Masked(AbstractCoordinateChange):
-    """Applies `inner` to the leaves that `mask` selects; the others pass unchanged.
-
-    **Arguments:**
-
-    - `inner`: a transform, ours or optax's.
-    - `mask`: as for [`contrib_core.masked`][].
-
-    **Raises:** `ValueError`, when first used, if the mask does not fit or is traced.
-    """
-
-    inner: AbstractTransform = eqx.field(converter=as_transform)
-    mask: PyTree[Any]
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """Those that do not mix coordinates, of which it knows which are which."""
-        return self.inner.laws & {"translation", "complex", "monotone"}
-
-    def encode(self, params: Tree) -> Tree:
-        return self._select(params)
-
-    def encode_grads(self, grads: Tree) -> Tree:
-        return self._select(grads)
-
-    def decode(self, inner: Tree, like: Tree) -> Tree:
-        return eqx.combine(inner, like)
-
-    def wrap(self, inner_state: Any) -> MaskedState[Tree]:
-        return MaskedState(inner_state)
-
-    def settled(self, params: Tree) -> "Masked":
-        # Once, of the parameters: gradients may have other dtypes.
-        if _is_plain_function(self.mask):
-            return Masked(self.inner, self.mask(params))
-        return self
-
-    def _select(self, x: Tree) -> Tree:
-        mask = self.mask
-        jax.tree_util.tree_map_with_path(_check_mask_leaf, mask)
-        if _is_prefix(mask, x):
-            return jax.tree.map(_subtree_or_none, mask, x)
-        raise ValueError(
-            "masked: the mask must be a prefix of the parameters, with a bool for each "
-            f"leaf or subtree; they differ at {first_difference(x, mask)}."
-        )
-
-
-def masked(inner: Transform, mask: PyTree[Any]) -> Masked:
     """Applies `inner` to a part of the parameters; the other gradients pass unchanged.
 
     **Arguments:**
 
     - `inner`: a transform, ours or optax's.
     - `mask`: a tree of bools that is a prefix of the parameters, or a plain function
-        from parameters to such a tree. Equinox models are trees, callable or not.
+        from parameters to such a tree. A callable equinox model counts as a tree.
 
-    **Raises:** `ValueError`, when first used, if the mask does not fit or is traced.
+    **Raises:** `ValueError`, at the first use, for a mask that is no prefix of the
+    parameters, or has a leaf that is not a Python bool, such as a tracer.
     """
-    return Masked(inner, mask)
+
+    inner: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    mask: Mask
+
+    @property
+    def laws(self) -> Laws:
+        """The laws of `inner` that neither mix nor reorder coordinates."""
+        return self.inner.laws & {"translation", "complex", "monotone"}
+
+    def encode(self, params: Tree) -> Tree:
+        jax.tree_util.tree_map_with_path(_check_mask_leaf, self.mask)
+        if _is_prefix(self.mask, params):
+            return jax.tree.map(_subtree_or_none, self.mask, params)
+        raise ValueError(
+            "masked: the mask must be a prefix of the parameters, with a bool for each "
+            f"leaf or subtree; they differ at {first_difference(params, self.mask)}."
+        )
+
+    def decode(self, inner: Tree, like: Tree) -> Tree:
+        return eqx.combine(inner, like)
+
+    def wrap(self, inner_state: Any) -> MaskedState:
+        return MaskedState(inner_state)
+
+    def settled(self, params: Tree) -> "Masked":
+        # Called with the parameters only: gradients may have other dtypes.
+        if inspect.isroutine(self.mask) or isinstance(self.mask, ft.partial):
+            return Masked(self.inner, self.mask(params))
+        return self
 
 
-def _is_plain_function(x: Any) -> bool:
-    return inspect.isroutine(x) or isinstance(x, ft.partial)
+masked = Masked
 
 
 def _check_mask_leaf(path: tuple[Any, ...], leaf: Any) -> None:
@@ -177,7 +161,7 @@ def _check_mask_leaf(path: tuple[Any, ...], leaf: Any) -> None:
         )
 
 
-def _is_prefix(mask: PyTree[Any], x: Tree) -> bool:
+def _is_prefix(mask: AnyTree, x: Tree) -> bool:
     try:
         jax.tree.map(lambda *_: None, mask, x)
     except ValueError:

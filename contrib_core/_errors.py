@@ -1,24 +1,52 @@
-"""Paths into trees, for errors that say where something is wrong."""
+"""Names of transforms and paths of leaves, for error messages."""
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+
+from .typing import AnyTree
+
+
+class Caller(NamedTuple):
+    """The origin of an error: `Chain(Scale, Scale).update`, and a part of its inputs.
+
+    The name is built only when an error message is formatted.
+    """
+
+    transform: Any
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{name_of(self.transform)}.update{self.part}"
+
+
+def name_of(transform: Any) -> str:
+    """The name of a transform in errors: `Masked(Chain(Scale, Scale))`."""
+    fields = [getattr(transform, f.name) for f in dataclasses.fields(transform)]
+    inner = jax.tree.leaves(fields, is_leaf=_is_stage)
+    names = [name_of(t) for t in inner if _is_stage(t)]
+    return type(transform).__name__ + (f"({', '.join(names)})" if names else "")
+
+
+def _is_stage(x: Any) -> bool:
+    return isinstance(x, eqx.Module) and callable(getattr(type(x), "step", None))
 
 
 def spot(path: tuple[Any, ...]) -> str:
-    """How an error names a leaf: `` `.layers[0].weight` ``, or "the only leaf"."""
+    """The name of a leaf in errors: `` `.layers[0].weight` ``, or "the only leaf"."""
     return f"`{jtu.keystr(path)}`" if path else "the only leaf"
 
 
-def leaves_with_path(x: PyTree[Any]) -> list[tuple[tuple[Any, ...], Any]]:
+def leaves_with_path(x: AnyTree) -> list[tuple[tuple[Any, ...], Any]]:
     """The leaves of `x` with their paths; `None` counts as a leaf."""
     return jtu.tree_leaves_with_path(x, is_leaf=lambda leaf: leaf is None)
 
 
-def first_difference(x: PyTree[Any], y: PyTree[Any]) -> str | None:
-    """Where the structure of `y` first differs from that of `x`; `None` if nowhere."""
+def first_difference(x: AnyTree, y: AnyTree) -> str | None:
+    """The first place where the structures of `x` and `y` differ; `None` if nowhere."""
     if jax.tree.structure(x) == jax.tree.structure(y):
         return None
     ours, theirs = dict(leaves_with_path(x)), dict(leaves_with_path(y))

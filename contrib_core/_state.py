@@ -1,41 +1,43 @@
-"""What a transform is called with besides gradients, and what it remembers."""
+"""The state of a transform, and the extra arguments of a step."""
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeAlias
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
 
 import equinox as eqx
 from jaxtyping import Array
 
-from ._types import P, Scalar, Tree
+from .claims import Need, Terms
+from .typing import Scalar, Tree
 
 
 GradFn: TypeAlias = Callable[..., Tree]
 """Gradients at other parameters: `(params, *args) -> grads`."""
 
 
-class AbstractState(eqx.Module, Generic[P]):
+class AbstractState(eqx.Module):
     """Base of all states. The annotation of a field is its role.
 
     `P` is a tree shaped like the parameters, `Scalar` a real number in the accumulator
-    dtype, `Scalars` a vector of some, `Count` an int32 step counter, `Flag` a truth
-    value; anything else is the state of an inner transform. States are final: they are
-    never subclassed further.
+    dtype, `Scalars` several of them, `Count` an int32 step counter, `Flag` a truth
+    value, `KeyData` a random key; anything else is the state of an inner transform.
+    Concrete states are final: they have no subclasses.
+
+    `terms` says for each law, by name, which field stands for each term of its formula.
     """
 
-
-class AbstractUnprotected(eqx.Module):
-    """What is computed of single examples, and may reach a rule as noise only."""
+    terms: ClassVar[Terms] = MappingProxyType({})
 
 
 class Extra(eqx.Module):
-    """What a step may use besides gradients, state and parameters.
+    """The arguments of a step besides gradients, state and parameters.
 
-    Built by `update` from its keyword arguments. A wrapper that changes coordinates
-    translates the `grad_fn`; a wrapper that calls its inner rule at another point drops
-    the `value`, which belongs to the old one.
+    `update` builds it from its keyword arguments. A wrapper that changes coordinates
+    must translate `grad_fn`. A wrapper that calls its inner rule at another point must
+    drop `value`, which is the loss at the old point.
     """
 
-    given: dict[str, Any] = eqx.field(default_factory=dict)
+    given: Mapping[str, Any] = eqx.field(default_factory=dict)
 
     @property
     def value(self) -> Scalar:
@@ -52,30 +54,20 @@ class Extra(eqx.Module):
         """A random key. **Raises:** `ValueError` if it was not given."""
         return self._get("key")
 
-    def _get(self, name: str) -> Any:
+    def _get(self, name: Need) -> Any:
         if name in self.given:
             return self.given[name]
         raise ValueError(
-            f"This step was given no `{name}`. A rule that uses it says so in `needs`, "
-            "and a wrapper that needs it of its inner rule must pass it on."
+            f"This step was given no `{name}`. A rule that uses it must list it in "
+            "`needs`, and a wrapper must list what its inner rule needs."
         )
 
-    def without(self, name: str) -> "Extra":
-        """These extras, but for `name`."""
+    def without(self, name: Need) -> "Extra":
+        """These extras without `name`."""
         return Extra({k: v for k, v in self.given.items() if k != name})
 
-    def only(self, name: str) -> "Extra":
-        """Of these extras, `name`, if it was given."""
-        return Extra({k: v for k, v in self.given.items() if k == name})
-
-    def map_value(self, translate: Callable[[Scalar], Scalar]) -> "Extra":
-        """These extras with their `value`, if there is one, in another precision."""
-        if "value" not in self.given:
+    def map(self, name: Need, translate: Callable[[Any], Any]) -> "Extra":
+        """These extras, with `translate` applied to `name` if it was given."""
+        if name not in self.given:
             return self
-        return Extra(self.given | {"value": translate(self.value)})
-
-    def map_grad_fn(self, translate: Callable[[GradFn], GradFn]) -> "Extra":
-        """These extras with their `grad_fn`, if there is one, in other coordinates."""
-        if "grad_fn" not in self.given:
-            return self
-        return Extra(self.given | {"grad_fn": translate(self.grad_fn)})
+        return Extra({**self.given, name: translate(self.given[name])})

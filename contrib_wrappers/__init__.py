@@ -1,4 +1,4 @@
-"""Transforms around transforms."""
+"""Wrappers: transforms that contain other transforms."""
 
 from ._average import (
     Average as Average,
@@ -10,6 +10,17 @@ from ._average import (
     PolynomialDecay as PolynomialDecay,
     uniform as uniform,
 )
+from ._bucketed import (
+    Bucketed as Bucketed,
+    bucketed as bucketed,
+    BucketedState as BucketedState,
+)
+from ._layerwise import (
+    Layerwise as Layerwise,
+    layerwise as layerwise,
+    LayerwiseState as LayerwiseState,
+    LeafState as LeafState,
+)
 from ._master_weights import (
     master_weights as master_weights,
     MasterWeights as MasterWeights,
@@ -20,12 +31,14 @@ from ._mechanize import (
     Mechanize as Mechanize,
     mechanize as mechanize,
 )
+from ._recipes import (
+    schedule_free_adamw as schedule_free_adamw,
+    schedule_free_sgd as schedule_free_sgd,
+)
 from ._sam import SAM as SAM, sam as sam, SAMState as SAMState
 from ._schedule_free import (
     schedule_free as schedule_free,
-    schedule_free_adamw as schedule_free_adamw,
     schedule_free_eval_params as schedule_free_eval_params,
-    schedule_free_sgd as schedule_free_sgd,
     ScheduleFree as ScheduleFree,
     ScheduleFreeState as ScheduleFreeState,
 )

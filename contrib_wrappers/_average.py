@@ -1,4 +1,4 @@
-"""Averages of the iterates, to evaluate the model at."""
+"""Averages of the iterates, for evaluating the model."""
 
 from typing import Any
 
@@ -9,30 +9,22 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     as_transform,
-    at,
-    check_fraction,
-    check_nonnegative,
-    Count,
-    debias,
     Extra,
-    increment,
     merge_metrics,
-    P,
-    RealLike,
-    Scalar,
-    Schedule,
-    Transform,
-    Tree,
     tree,
-    zero_count,
 )
+from contrib_core.claims import claim, Laws, Needs, PARAMS
+from contrib_core.ranges import enforce_ranges, Fraction, NonNegative
+from contrib_core.schedule import debias, increment, value_at, zero_count
+from contrib_core.typing import Count, P, Scalar, Schedule, Tree
 
 
 class PolynomialDecay(eqx.Module):
     r"""The weight $w_t = (1 + \gamma) / (t + \gamma)$ of iterate $t = 1, 2, \dots$
 
-    Then iterate $i$ counts about as $i^\gamma$: half of the average is made of the last
-    $1 - 2^{-1 / (1 + \gamma)}$ of the iterates, at $\gamma = 8$ of the last 7 percent.
+    Iterate $i$ then has a weight of about $i^\gamma$ in the average. The last fraction
+    $1 - 2^{-1 / (1 + \gamma)}$ of the iterates has half of the total weight; with
+    $\gamma = 8$, these are the last 7 percent.
 
     ??? cite "Reference"
 
@@ -41,15 +33,25 @@ class PolynomialDecay(eqx.Module):
 
     **Arguments:**
 
-    - `gamma`: $\gamma \ge 0$, dimensionless; 0 is the mean of all iterates.
+    - `gamma`: $\gamma \ge 0$, dimensionless; 0 gives the mean of all iterates.
 
     **Raises:** `ValueError` for a negative `gamma`.
+
+    !!! example
+
+        ```python
+        >>> import jax, jax.numpy as jnp
+        >>> from contrib_wrappers import polynomial_decay
+        >>> print(jax.vmap(polynomial_decay(1.0))(jnp.arange(1, 4)))
+        [1.        0.6666667 0.5      ]
+
+        ```
     """
 
-    gamma: RealLike = 8.0
+    gamma: NonNegative = 8.0
 
-    def __post_init__(self):
-        check_nonnegative(self, "gamma")
+    def __check_init__(self):
+        enforce_ranges(self)
 
     def __call__(self, count: Count) -> Scalar:
         """The weight of iterate `count`, in the default float dtype."""
@@ -61,8 +63,8 @@ class PolynomialDecay(eqx.Module):
 class Exponential(eqx.Module):
     r"""The weight $w_t = (1 - \beta) / (1 - \beta^t)$ of iterate $t = 1, 2, \dots$
 
-    Then iterate $i$ of $t$ counts as $\beta^{t - i}$: an exponential moving average,
-    without the bias towards its start.
+    After $t$ steps, iterate $i$ has a weight proportional to $\beta^{t - i}$. The
+    result is an exponential moving average with bias correction.
 
     ??? cite "Reference"
 
@@ -71,41 +73,45 @@ class Exponential(eqx.Module):
 
     **Arguments:**
 
-    - `decay`: $\beta$ in [0, 1), dimensionless; 0 is the last iterate.
+    - `decay`: $\beta$ in [0, 1), dimensionless; 0 gives the last iterate.
 
     **Raises:** `ValueError` for a `decay` outside [0, 1).
+
+    !!! example
+
+        ```python
+        >>> import jax, jax.numpy as jnp
+        >>> from contrib_wrappers import exponential
+        >>> print(jax.vmap(exponential(0.5))(jnp.arange(1, 4)))
+        [1.        0.6666667 0.5714286]
+
+        ```
     """
 
-    decay: RealLike = 0.999
+    decay: Fraction = 0.999
 
-    def __post_init__(self):
-        check_fraction(self, "decay")
+    def __check_init__(self):
+        enforce_ranges(self)
 
     def __call__(self, count: Count) -> Scalar:
         """The weight of iterate `count`, in the default float dtype."""
         like = jnp.zeros((), jnp.result_type(float))
-        # Both by `debias`, so that the first weight is exactly 1.
+        # Both use `debias`, so that the first weight is exactly 1.
         first = increment(zero_count())
         return debias(self.decay, first, like) / debias(self.decay, count, like)
 
 
-def polynomial_decay(gamma: RealLike = 8.0) -> PolynomialDecay:
-    r"""Weights $(1 + \gamma) / (t + \gamma)$: [`contrib_wrappers.PolynomialDecay`][].
-    At 8 they are those of the authors of DoG."""
-    return PolynomialDecay(gamma)
+polynomial_decay = PolynomialDecay
+
+exponential = Exponential
 
 
 def uniform() -> PolynomialDecay:
-    """Weights $1 / t$, so that the average is the mean of all iterates."""
+    """Weights $1 / t$, which make the average the mean of all iterates."""
     return PolynomialDecay(0.0)
 
 
-def exponential(decay: RealLike = 0.999) -> Exponential:
-    r"""Weights $(1 - \beta) / (1 - \beta^t)$: [`contrib_wrappers.Exponential`][]."""
-    return Exponential(decay)
-
-
-class AverageState(AbstractState[P]):
+class AverageState(AbstractState):
     """State of [`contrib_wrappers.Average`][]."""
 
     inner_state: Any
@@ -113,110 +119,43 @@ class AverageState(AbstractState[P]):
     count: Count  # t
 
 
-class Average(AbstractTransform[AverageState[Tree]]):
-    r"""Averages the iterates of `inner`, and changes nothing else.
+class Average(AbstractTransform[AverageState]):
+    r"""Averages the iterates of `inner`, and returns the updates of `inner` unchanged.
 
-    With $x_t$ the parameters after $t$ steps of `inner`:
+    Let $x_t$ be the parameters after $t$ steps of `inner`. The average is
 
     $$a_t = (1 - w_t)\, a_{t-1} + w_t x_t, \quad t = 1, 2, \dots$$
 
-    `eval_params` gives $a_t$. $w_1$ is 1, so the start has no part in it. If `inner`
-    has points of its own to evaluate the model at, as schedule-free has, these are
-    averaged. Updates, and so invariances, are those of `inner`.
+    `eval_params` returns $a_t$. Since $w_1 = 1$, the initial parameters do not enter
+    the average. If `inner` has its own evaluation points, as schedule-free does, the
+    wrapper averages these points instead of $x_t$. The updates are those of `inner`, so
+    the invariances are too.
 
-    The average is kept in float32 or wider, of the parameters that the model has, which
-    for parameters of 16 bits are rounded ones: those that the gradients were taken at.
-    Inside of `contrib_wrappers.master_weights` they are those of the wide copy, and
-    around it too.
+    The average is stored in float32 or wider. It averages the model's parameters after
+    rounding to their dtype, because the gradients are taken there. With
+    `contrib_wrappers.master_weights`, inside or outside of this wrapper, it averages
+    the wide copy.
 
     ??? cite "Reference"
 
         Ivgi, Hinder, Carmon, *DoG is SGD's Best Friend: A Parameter-Free Dynamic Step
-        Size Schedule*, arXiv 2302.12022, section 4, where DoG is evaluated so; the
-        weights are those of Shamir & Zhang, arXiv 1212.1824, section 4.
+        Size Schedule*, arXiv 2302.12022, section 4, evaluates DoG at such an average.
+        The weights come from Shamir & Zhang, arXiv 1212.1824, section 4.
 
     **Arguments:**
 
-    - `inner`: a transform, ours or optax's, learning rate included: $x_t$ is where its
-        updates lead.
-    - `weight`: a function of the count $t$, from 1 on, to the weight $w_t$ in [0, 1]:
-        [`contrib_wrappers.polynomial_decay`][], [`contrib_wrappers.uniform`][],
-        [`contrib_wrappers.exponential`][], or another with $w_1 = 1$.
+    - `inner`: a transform, ours or optax's, that includes the learning rate, because
+        its updates are added to the parameters to get $x_t$.
+    - `weight`: a function that maps the count $t = 1, 2, \dots$ to the weight $w_t$ in
+        [0, 1], with $w_1 = 1$. Examples are [`contrib_wrappers.PolynomialDecay`][],
+        [`contrib_wrappers.uniform`][] and [`contrib_wrappers.Exponential`][].
 
-    **Raises:** `ValueError` for a `weight` that is no function, or makes one.
+    **Raises:** `ValueError` if `weight` is not a function, or if it is a class or
+    recipe that must be called first: pass `uniform()`, not `uniform`.
 
     **Differences from optax.contrib and from the paper:** optax.contrib has no such
-    wrapper. The weights and the average are those of the authors' code, rounded to the
-    average's dtype so that $w_t$ and $1 - w_t$ add up to 1 exactly.
-    """
-
-    inner: AbstractTransform = eqx.field(converter=as_transform)
-    weight: Schedule = PolynomialDecay()
-
-    def __post_init__(self):
-        is_recipe = self.weight in (polynomial_decay, uniform, exponential)
-        if is_recipe or isinstance(self.weight, type):
-            raise ValueError(
-                "Average: `weight` makes weights when it is called: "
-                f"`average(inner, {self.weight.__name__}())`."
-            )
-        if not callable(self.weight):
-            raise ValueError(
-                "Average: `weight` must be a function of the count from 1 on, whose "
-                f"first value is 1, such as `uniform()`; got {self.weight!r}."
-            )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, which it averages where its updates lead, and what `inner`
-        needs."""
-        return self.inner.needs | {"params", "iterates"}
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """Those of `inner` that are about updates and estimates, and neutrality."""
-        evaluated = {"average", "initial_guess"}
-        return self.inner.laws - evaluated | {"neutral"}
-
-    def start(self, params: Tree) -> AverageState[Tree]:
-        return AverageState(
-            inner_state=self.inner.start(params),
-            average=tree.widen(params),
-            count=zero_count(),
-        )
-
-    def step(
-        self, grads: Tree, state: AverageState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, AverageState[Tree]]:
-        updates, inner_state = self.inner.step(grads, state.inner_state, params, extra)
-        count = increment(state.count)
-        new_params = tree.add(params, tree.cast_like(updates, params))
-        iterate = self.inner.eval_point(inner_state, new_params)
-        weight = at(self.weight, count, like=state.average)
-        # Rounded so that it and its complement add up to 1. In float32 1 - 1e-3 is off
-        # by 1e-8, and the average of a constant would be off by 1e-5 of it.
-        weight = 1 - (1 - weight)
-        new_state = AverageState(
-            inner_state=inner_state,
-            average=tree.lerp(state.average, iterate, weight),
-            count=count,
-        )
-        return updates, new_state
-
-    def eval_point(self, state: AverageState[Tree], params: Tree) -> Tree:
-        return state.average
-
-    def metrics(self, state: AverageState[Tree]) -> dict[str, Scalar]:
-        """`average/weight`: $w_t$ of the last iterate; and those of `inner`, prefixed
-        by `inner` where that averages too."""
-        count = jnp.maximum(state.count, 1)  # Before the first step, what it will be.
-        own = {"average/weight": at(self.weight, count, like=state.average)}
-        return merge_metrics(own, self.inner.metrics(state.inner_state), "inner")
-
-
-def average(inner: Transform, weight: Schedule = PolynomialDecay()) -> Average:
-    """Averages the iterates of `inner`: [`contrib_wrappers.Average`][], whose arguments
-    these are.
+    wrapper. Weights and average follow the authors' code. In addition, $w_t$ is rounded
+    so that $w_t$ and $1 - w_t$ add up to exactly 1 in the dtype of the average.
 
     !!! example
 
@@ -235,4 +174,74 @@ def average(inner: Transform, weight: Schedule = PolynomialDecay()) -> Average:
 
         ```
     """
-    return Average(inner, weight)
+
+    inner: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    weight: Schedule = PolynomialDecay()
+
+    def __check_init__(self):
+        if self.weight is uniform or isinstance(self.weight, type):
+            raise ValueError(
+                "Average: `weight` must be called before it is passed: "
+                f"`average(inner, {self.weight.__name__}())`."
+            )
+        if not callable(self.weight):
+            raise ValueError(
+                "Average: `weight` must be a function of the count from 1 on, whose "
+                f"first value is 1, such as `uniform()`; got {self.weight!r}."
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """Everything that `inner` needs, plus the parameters, which it averages."""
+        return self.inner.needs | PARAMS
+
+    @property
+    def owns_iterates(self) -> bool:
+        """Always true: nothing but its updates may move the parameters, because it
+        averages the points that its updates lead to."""
+        return True
+
+    @property
+    def laws(self) -> Laws:
+        """Every law of `inner` except those about the evaluation point, plus `neutral`:
+        it changes no update."""
+        return self.inner.laws - {"average", "initial_guess"} | claim("neutral")
+
+    def start(self, params: Tree) -> AverageState:
+        return AverageState(
+            inner_state=self.inner.start(params),
+            average=tree.widen(params),
+            count=zero_count(),
+        )
+
+    def step(
+        self, grads: Tree, state: AverageState, params: Tree, extra: Extra
+    ) -> tuple[Tree, AverageState]:
+        updates, inner_state = self.inner.step(grads, state.inner_state, params, extra)
+        count = increment(state.count)
+        new_params = tree.add(params, tree.cast_like(updates, params))
+        iterate = self.inner.eval_point(inner_state, new_params)
+        weight = value_at(self.weight, count, like=state.average)
+        # Round the weight so that it and its complement add up to exactly 1. In
+        # float32, 1 - 1e-3 has an error of 1e-8; without this line, the average of a
+        # constant would have a relative error of 1e-5.
+        weight = 1 - (1 - weight)
+        new_state = AverageState(
+            inner_state=inner_state,
+            average=tree.lerp(state.average, iterate, weight),
+            count=count,
+        )
+        return updates, new_state
+
+    def eval_point(self, state: AverageState, params: Tree) -> Tree:
+        return state.average
+
+    def metrics(self, state: AverageState) -> dict[str, Scalar]:
+        """`average/weight`: the weight $w_t$ of the last iterate. The metrics of
+        `inner` are included; a name that occurs twice gets the prefix `inner`."""
+        count = jnp.maximum(state.count, 1)  # Before the first step, show its weight.
+        own = {"average/weight": value_at(self.weight, count, like=state.average)}
+        return merge_metrics(own, self.inner.metrics(state.inner_state), "inner")
+
+
+average = Average

@@ -1,4 +1,4 @@
-"""Training 16-bit parameters without losing small steps to rounding."""
+"""Trains 16-bit parameters without losing small steps to rounding."""
 
 from typing import Any
 
@@ -15,33 +15,34 @@ from contrib_core import (
     Extra,
     GradFn,
     in_precision,
-    P,
-    Scalar,
-    Transform,
-    Tree,
     tree,
 )
+from contrib_core.claims import claim, Laws, Needs, PARAMS
+from contrib_core.typing import P, Scalar, Tree
 
 
-class MasterWeightsState(AbstractState[P]):
+class MasterWeightsState(AbstractState):
     """State of [`contrib_wrappers.MasterWeights`][]."""
 
     inner_state: Any
-    master: P  # The wide copy of narrow leaves; `None` for leaves wide enough.
+    master: P  # The wide copy of narrow leaves; `None` for leaves that are wide enough.
 
 
-class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
+class MasterWeights(AbstractTransform[MasterWeightsState]):
     r"""Keeps a copy of narrow parameters in a wider dtype, and runs `inner` on it.
 
-    `inner` sees and moves the copy alone, and the update takes the model's parameters
-    to the copy, rounded: so steps below the parameters' resolution add up instead of
-    disappearing. Leaves that are wide enough are not copied. Invariances are those of
-    `inner`.
+    `inner` sees and moves only the copy. The update moves the model's parameters to the
+    copy, rounded to their dtype. Steps below the resolution of the parameters thus add
+    up instead of disappearing. Leaves that are wide enough are not copied. The
+    invariances are those of `inner`.
 
-    The copy starts anew from the parameters, entry by entry, wherever these are not its
-    rounding: where something else has moved them (a clip, a restored model, a transform
-    behind this one, so put this one last), or where an update is not representable (a
-    step much larger than the parameter, by 2⁻⁹ of that step in bfloat16).
+    An entry of the copy restarts from the parameter wherever the parameter is not the
+    rounded copy. This happens in two cases:
+
+    - Something else has moved the parameter: a projection, a restored model, or a
+        transform behind this one. Put this transform last.
+    - The update is not representable. In bfloat16, a step that is much larger than the
+        parameter is rounded by up to 2⁻⁹ of the step.
 
     ??? cite "Reference"
 
@@ -51,38 +52,65 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
 
     - `inner`: a transform, ours or optax's.
     - `dtype`: the dtype of the copy.
+
+    !!! example
+
+        In bfloat16, numbers just above 1 are multiples of 1/128, so a step of 1/1000 by
+        itself changes nothing:
+
+        ```python
+        >>> import jax.numpy as jnp
+        >>> from contrib_algos import sgd
+        >>> from contrib_wrappers import master_weights
+        >>> for opt in (sgd(1e-3), master_weights(sgd(1e-3))):
+        ...     x = jnp.array(1.0, jnp.bfloat16)
+        ...     state = opt.init(x)
+        ...     for _ in range(100):
+        ...         updates, state = opt.update(-jnp.ones_like(x), state, x)
+        ...         x = x + updates
+        ...     print(x)
+        1
+        1.10156
+
+        ```
     """
 
-    inner: AbstractTransform = eqx.field(converter=as_transform)
+    inner: AbstractTransform[Any] = eqx.field(converter=as_transform)
     dtype: DTypeLike = eqx.field(default=jnp.float32, static=True)
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, and what `inner` needs."""
-        return self.inner.needs | {"params"}
+    def needs(self) -> Needs:
+        """Everything that `inner` needs, plus the parameters."""
+        return self.inner.needs | PARAMS
 
     @property
-    def laws(self) -> frozenset[str]:
-        """Those of `inner`, and neutrality."""
-        return self.inner.laws | {"neutral"}
+    def owns_iterates(self) -> bool:
+        """Whether `inner` owns its iterates."""
+        return self.inner.owns_iterates
 
-    def start(self, params: Tree) -> MasterWeightsState[Tree]:
+    @property
+    def laws(self) -> Laws:
+        """Every law of `inner`, plus `neutral`: it changes nothing if every leaf has
+        `dtype` or is wider."""
+        return self.inner.laws | claim("neutral")
+
+    def start(self, params: Tree) -> MasterWeightsState:
         master = tree.widen(params, self.dtype)
         return self._state(
             in_precision(self.inner, master).start(master), master, params
         )
 
     def step(
-        self, grads: Tree, state: MasterWeightsState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, MasterWeightsState[Tree]]:
+        self, grads: Tree, state: MasterWeightsState, params: Tree, extra: Extra
+    ) -> tuple[Tree, MasterWeightsState]:
         def translate(grad_fn: GradFn) -> GradFn:
             return lambda master, *args: tree.widen(
                 grad_fn(tree.cast_like(master, params), *args), self.dtype
             )
 
         master = self._master(state, params)
-        extra = extra.map_grad_fn(translate)
-        extra = extra.map_value(lambda value: tree.scalar(value, like=master))
+        extra = extra.map("grad_fn", translate)
+        extra = extra.map("value", lambda value: tree.scalar(value, like=master))
         updates, inner_state = in_precision(self.inner, master).step(
             tree.widen(grads, self.dtype),
             state.inner_state,
@@ -93,12 +121,13 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
         new_state = self._state(inner_state, master, params)
         rounded = tree.widen(tree.cast_like(master, params), self.dtype)
         step = tree.sub(rounded, params)
-        # Leaves that have no copy move by the inner updates as they are.
+        # Leaves without a copy use the inner updates unchanged.
         step = jax.tree.map(_if_copied, updates, new_state.master, step)
         return step, new_state
 
-    def _master(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
-        """The copy, but the parameters themselves where they are not its rounding."""
+    def _master(self, state: MasterWeightsState, params: Tree) -> Tree:
+        """The copy, with entries replaced by the parameters where these differ from the
+        rounded copy."""
 
         def leaf(param: Array, copy: Array | None) -> Array:
             if copy is None:
@@ -111,15 +140,15 @@ class MasterWeights(AbstractTransform[MasterWeightsState[Tree]]):
 
     def _state(
         self, inner_state: Any, master: Tree, params: Tree
-    ) -> MasterWeightsState[Tree]:
+    ) -> MasterWeightsState:
         copies = jax.tree.map(_unless_same_dtype, master, params)
         return MasterWeightsState(inner_state, copies)
 
-    def eval_point(self, state: MasterWeightsState[Tree], params: Tree) -> Tree:
+    def eval_point(self, state: MasterWeightsState, params: Tree) -> Tree:
         master = self._master(state, params)
         return self.inner.eval_point(state.inner_state, master)
 
-    def metrics(self, state: MasterWeightsState[Tree]) -> dict[str, Scalar]:
+    def metrics(self, state: MasterWeightsState) -> dict[str, Scalar]:
         return self.inner.metrics(state.inner_state)
 
 
@@ -131,7 +160,4 @@ def _unless_same_dtype(master: Array, param: Array) -> Array | None:
     return None if master.dtype == param.dtype else master
 
 
-def master_weights(inner: Transform, dtype: DTypeLike = jnp.float32) -> MasterWeights:
-    """Runs `inner` on a wide copy of narrow parameters:
-    [`contrib_wrappers.MasterWeights`][]."""
-    return MasterWeights(inner, dtype)
+master_weights = MasterWeights

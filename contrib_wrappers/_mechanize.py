@@ -1,6 +1,7 @@
-"""Mechanic: learns how far to go along the updates of any optimizer."""
+"""Mechanic: learns the scale of the updates of any optimizer."""
 
-from typing import Any
+from dataclasses import KW_ONLY
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,33 +11,32 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     as_transform,
-    check_nonnegative,
-    check_positive,
-    check_whole,
-    Count,
     Extra,
-    free_of,
-    increment,
-    is_zero,
-    ISOMETRIES,
     merge_metrics,
     name_of,
-    P,
-    RealLike,
-    Scalar,
-    Scalars,
-    Transform,
-    Tree,
     tree,
-    zero_count,
 )
+from contrib_core.claims import (
+    claim,
+    ISOMETRIES,
+    Laws,
+    laws_if_zero,
+    Needs,
+    PARAMS,
+    Terms,
+)
+from contrib_core.ranges import Guess, is_zero, Natural, NonNegative, Positive, static
+from contrib_core.schedule import increment, zero_count
+from contrib_core.typing import Count, P, RealLike, Scalar, Scalars, Tree
 
 
-class MechanicState(AbstractState[P]):
+class MechanicState(AbstractState):
     """State of [`contrib_wrappers.Mechanize`][].
 
-    `r`, `m`, `v` and `s` have an entry for each decay rate.
+    `r`, `m`, `v` and `s` have one entry for each decay rate.
     """
+
+    terms: ClassVar[Terms] = {"scaled_sum": {"start": "x0", "scale": "s"}}
 
     base_optimizer_state: Any
     count: Count  # t
@@ -45,14 +45,14 @@ class MechanicState(AbstractState[P]):
     v: Scalars  # v_t, sums of h^2
     s: Scalars  # s_t, whose sum S_t is the learned scale
     x0: P  # x_0
-    delta: P | None = None  # \Delta_t; None where x_t - x_0 tells.
+    delta: P | None = None  # \Delta_t; `None` if it is recovered from x_t - x_0
 
 
-class Mechanize(AbstractTransform[MechanicState[Tree]]):
+class Mechanize(AbstractTransform[MechanicState]):
     r"""Learns the learning rate of a base optimizer: a scale $S$ of all its updates.
 
-    With $u_t$ the base optimizer's update at $x_t$, $\Delta_t$ the sum of its updates
-    and $S_t$ the sum of the entries of $s_t$:
+    Let $u_t$ be the base optimizer's update at $x_t$, $\Delta_t$ the sum of its updates
+    before step $t$, and $S_t$ the sum of the entries of $s_t$:
 
     $$\begin{aligned}
       h_t &= -\langle g_t + \lambda S_t
@@ -65,20 +65,24 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
       x_{t+1} &= x_0 + S_{t+1} (\Delta_t + u_t)
     \end{aligned}$$
 
-    entrywise for the $n$ decay rates $\beta_i = 1 - 10^{-i}$, with $r_0 = m_0 = v_0 =
-    0$ and $s_0 = s_\text{init}$. $\Delta_t$ is recovered from the parameters, as $(x_t
-    - x_0) / (S_t + \epsilon)$, or stored. $x_0$ are the parameters of the first step,
-    whatever they were in `init`. Invariances are those of the base optimizer, but for
-    $\epsilon$, and for $\lambda > 0$, which knows where the origin is.
+    These equations are entrywise in the $n$ decay rates $\beta_i = 1 - 10^{-i}$, with
+    $r_0 = m_0 = v_0 = 0$ and $s_0 = s_\text{init}$. $\Delta_t$ is either stored, or
+    recovered from the parameters as $(x_t - x_0) / (S_t + \epsilon)$. $x_0$ are the
+    parameters of the first step, even if `init` got others. The invariances are those
+    of the base optimizer, except for the effect of $\epsilon$. Weight decay, $\lambda >
+    0$, also breaks invariance under translations and changes of unit.
 
-    The scale multiplies whatever the base optimizer does: give that a learning rate of
-    1, or a schedule that peaks at 1. Recovered from the parameters, $\Delta$ is lost
-    where a step $s_\text{init} u$ is below half their resolution: then nothing moves,
-    so that nothing is learned, and it stays so for ever. In float32 steps of 1, as
-    those of Adam and Lion, move parameters up to 16. Neither `mechanize(adam(1e-3))`
-    nor `mechanize(dog())` ever leaves parameters of size 1, nor does gradient descent
-    with gradients of 1e-2: with `store_delta` or a larger `s_init` they do. The metrics
-    tell: as long as nothing has moved, `mechanize/reward` is exactly 0.
+    The scale multiplies the base optimizer's updates, so give the base optimizer a
+    learning rate of 1, or a schedule with maximum 1.
+
+    Recovering $\Delta$ from the parameters fails if every step $s_\text{init} u$ is
+    below half the resolution of the parameters: the parameters never move, so Mechanic
+    never learns. In float32, base updates of size 1, as in Adam and Lion, move
+    parameters up to size 16. Parameters of size 1 never move with
+    `mechanize(adam(1e-3))`, with `mechanize(dog())`, or with gradient descent on
+    gradients of size 1e-2. The remedy is `store_delta=True` or a larger `s_init`. The
+    metric `mechanize/reward` reveals this case: it is exactly 0 until the parameters
+    move.
 
     ??? cite "Reference"
 
@@ -87,72 +91,100 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
 
     **Arguments:**
 
-    - `base_optimizer`: a transform, ours or optax's, with a learning rate of 1. A spike
-        among the gradients stays in $\Delta$ for as long as the base optimizer takes it
-        into its updates: clip before what does, such as gradient descent.
-    - `weight_decay`: $\lambda \ge 0$, dimensionless; it decays the scale, and not the
+    - `base_optimizer`: a transform, ours or optax's, with a learning rate of 1. If its
+        updates are proportional to the gradients, as in gradient descent, one huge
+        gradient stays in $\Delta$; put a clip before such an optimizer.
+    - `weight_decay`: $\lambda \ge 0$, dimensionless; it decays the scale, not the
         parameters.
-    - `eps`: $\epsilon > 0$, beside rewards, in units of $h$; beside $S$ and $\|x\|$.
-    - `s_init`: $s_\text{init} > 0$, the first (under)estimate of the scale: $S_1$, as
-        long as there is no reward. $S_0 = n s_\text{init}$ multiplies nothing.
-    - `num_betas`: $n \ge 1$, how many decay rates there are.
-    - `store_delta`: whether to keep $\Delta$ in the state, as float32 or wider.
+    - `eps`: $\epsilon > 0$, in units of $h$ where it is added to $|h|$ and $\sqrt{v}$,
+        and also added to $S$ and $\|x\|$.
+    - `s_init`: $s_\text{init} > 0$, an initial underestimate of the scale. It equals
+        $S_1$ until the first reward. $S_0 = n s_\text{init}$ multiplies no update.
+    - `num_betas`: $n \ge 1$, the number of decay rates.
+    - `store_delta`: whether to keep $\Delta$ in the state, in float32 or wider.
 
     **Raises:** `ValueError` for arguments outside these ranges, and for a base
-    optimizer that recovers points of its own from the parameters, which are not moved
-    by its updates, but by these times $S$.
+    optimizer that recovers points of its own from the parameters. They would be wrong,
+    because the parameters move by $S$ times the base optimizer's updates.
 
     **Differences from optax.contrib and from the paper:**
 
-    - As in optax, rewards are clipped before they are summed up, which they are not in
-        the paper, and their sums may be negative, where the authors' PyTorch code stops
-        at 0. That code begins with $s_0 = 0$, and stores $\Delta$ on demand, which
-        optax does not offer.
-    - $r$, $m$, $v$ and $s$ are float32 or wider whatever the parameters are, and these
-        may mix dtypes. First steps are of size 1e-6, below the resolution of bfloat16
-        and float16: wrap this in `contrib_wrappers.master_weights` to train parameters
-        of these dtypes.
-    - Gradients up to 1e30 in float32 leave the state finite: $h$ and $r$ are bounded.
+    - As in optax, rewards are clipped before they are summed; the paper does not clip
+        them. As in optax, their sums may be negative; the authors' PyTorch code clips
+        the sums at 0.
+    - The authors' PyTorch code starts from $s_0 = 0$. It can store $\Delta$, as here;
+        optax cannot.
+    - $r$, $m$, $v$ and $s$ are float32 or wider for parameters of any dtype, and the
+        parameters may mix dtypes. The first steps have size 1e-6, which is below the
+        resolution of bfloat16 and float16. To train parameters of these dtypes, wrap
+        this transform in `contrib_wrappers.master_weights`.
+    - The state stays finite for gradients up to 1e30 in float32, because $h$ and $r$
+        are bounded.
+
+    !!! example
+
+        ```python
+        >>> import jax, jax.numpy as jnp
+        >>> from contrib_algos import adam
+        >>> from contrib_wrappers import mechanize
+        >>> f = lambda x: jnp.sum(x**2)
+        >>> opt = mechanize(adam(1.0))
+        >>> x = jnp.array([1.0, 2.0, 3.0])
+        >>> state, step = opt.init(x), jax.jit(opt.update)
+        >>> for _ in range(200):
+        ...     updates, state = step(jax.grad(f)(x), state, x)
+        ...     x = x + updates
+        >>> bool(f(x) < 1e-2)
+        True
+
+        ```
     """
 
-    base_optimizer: AbstractTransform = eqx.field(converter=as_transform)
-    weight_decay: RealLike = 1e-2
-    eps: RealLike = 1e-8
-    s_init: RealLike = 1e-6
-    num_betas: int = eqx.field(default=6, static=True)
-    store_delta: bool = eqx.field(default=False, kw_only=True, static=True)
+    terms: ClassVar[Terms] = {"scaled_sum": {"epsilon": "eps"}}
 
-    def __post_init__(self):
-        check_nonnegative(self, "weight_decay")
-        check_positive(self, "eps", "s_init")
-        check_whole(self, "num_betas")
-        base = as_transform(self.base_optimizer)  # Fields are not converted yet.
-        if "iterates" in base.needs:
-            name = name_of(base)
+    base_optimizer: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    weight_decay: NonNegative = 1e-2
+    eps: Positive = 1e-8
+    s_init: Guess = 1e-6
+    num_betas: Natural = static(6)
+    _: KW_ONLY
+    store_delta: bool = static(False)
+
+    def __check_init__(self):
+        if self.base_optimizer.owns_iterates:
+            name = name_of(self.base_optimizer)
             raise ValueError(
                 f"Mechanize({name}): {name} recovers points of its own from the "
-                "parameters. They would be wrong, because its updates are rescaled. "
-                "Give Mechanize an optimizer such as adam(1.0); wrappers go around it, "
-                'as in `schedule_free(mechanize(base), lr, base_at="z")`.'
+                "parameters. They would be wrong, because Mechanize rescales its "
+                "updates. Pass an optimizer such as adam(1.0) instead, and put "
+                "wrappers outside, as in "
+                '`schedule_free(mechanize(base), lr, base_at="z")`.'
             )
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The parameters, on whose way from the start they must stay, and what the base
-        optimizer needs."""
-        return self.base_optimizer.needs | {"params", "iterates"}
+    def needs(self) -> Needs:
+        """Everything that the base optimizer needs, plus the parameters, because it
+        computes their displacement from $x_0$."""
+        return self.base_optimizer.needs | PARAMS
 
     @property
-    def laws(self) -> frozenset[str]:
-        """The symmetries of the base optimizer that inner products and norms have, but
-        with decay for those that move the origin; and with long memories too, no matter
-        what its first guess is."""
-        origin = {"translation", "units"}
-        kept = ISOMETRIES - origin | free_of(self.weight_decay, *origin) | {"monotone"}
-        own = {"initial_guess"} if self.num_betas > 1 else set()
+    def owns_iterates(self) -> bool:
+        """Always true: it computes how far the parameters are from $x_0$."""
+        return True
+
+    @property
+    def laws(self) -> Laws:
+        """The symmetries of the base optimizer that inner products and norms share.
+
+        Weight decay breaks `translation` and `units`. With several decay rates, the
+        first guess does not matter.
+        """
+        kept = ISOMETRIES - {"translation"} | claim("monotone")
+        kept |= laws_if_zero(self.weight_decay, "translation", "units")
+        own: Laws = frozenset({"initial_guess"} if self.num_betas > 1 else ())
         return self.base_optimizer.laws & kept | own
 
-    def start(self, params: Tree) -> MechanicState[Tree]:
+    def start(self, params: Tree) -> MechanicState:
         zeros = jnp.zeros_like(self._betas(params))
         return MechanicState(
             base_optimizer_state=self.base_optimizer.start(params),
@@ -166,12 +198,12 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
         )
 
     def step(
-        self, grads: Tree, state: MechanicState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, MechanicState[Tree]]:
+        self, grads: Tree, state: MechanicState, params: Tree, extra: Extra
+    ) -> tuple[Tree, MechanicState]:
         u, base_state = self.base_optimizer.step(
             grads, state.base_optimizer_state, params, extra
         )
-        # Not a select, which would write all of it in every step.
+        # A select would write all of x_0 in every step; `cond` does not.
         x0 = lax.cond(
             state.count == 0,
             lambda: tree.cast_like(params, state.x0),
@@ -189,9 +221,11 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
 
         if state.delta is None:
             delta = None
-            # x_0 + S' ((x - x_0) / (S + eps) + u) - x, whose first terms nearly cancel.
+            # The update is x_0 + S' ((x - x_0) / (S + eps) + u) - x. Its first terms
+            # nearly cancel, so rewrite it as k (x_0 - x) + S' u.
             shrinking = tree.divide(total - new_total + self.eps, total + self.eps)
-            # Of x_0 - x, for XLA would keep an x - x_0 that is used twice.
+            # A trick for the compiler: write x_0 - x here, because XLA would store the
+            # x - x_0 from above if it were used twice.
             updates = tree.map(
                 lambda x, x0, u, k, s: k * (x0 - x) + s * u,
                 params,
@@ -201,7 +235,7 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
                 new_total,
             )
         else:
-            delta = tree.axpy(tree.after(new_total), u, state.delta)
+            delta = tree.axpy(tree.one_after(new_total), u, state.delta)
             updates = tree.map(
                 lambda x, x0, d, s: (x0 - x) + s * d, params, x0, delta, new_total
             )
@@ -222,16 +256,17 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
         return jnp.asarray(rates, tree.accumulator_dtype(like))
 
     def _decay(self, grads: Tree, params: Tree, total: Scalar) -> RealLike:
-        """What the parameters are added to the gradients with."""
+        """The factor of the parameters that are added to the gradients."""
         if is_zero(self.weight_decay):
             return 0
-        # Not `tree.sq_norm`: its squares are those of Adam, and XLA would keep them.
+        # A trick for the compiler: `tree.sq_norm` would compute the same squares as
+        # Adam, and XLA would store them for both.
         sq_norm = tree.sum(lambda g: jnp.abs(g) * jnp.abs(g), grads)
-        norm = tree.sqrt(tree.finite(sq_norm))
-        size = tree.sqrt(tree.finite(tree.sq_norm(params)))
+        norm = tree.sqrt(tree.clamp_to_finite(sq_norm))
+        size = tree.sqrt(tree.clamp_to_finite(tree.sq_norm(params)))
         return self.weight_decay * total * tree.divide(norm, size + self.eps)
 
-    def _learn(self, h: Scalar, state: MechanicState[Tree]) -> tuple[Scalars, ...]:
+    def _learn(self, h: Scalar, state: MechanicState) -> tuple[Scalars, ...]:
         """The next $r$, $m$, $v$ and $s$."""
         betas = self._betas(h)
         m = jnp.maximum(betas * state.m, jnp.abs(h) + self.eps)
@@ -241,14 +276,14 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
         wealth = self.s_init / self.num_betas * m + jnp.maximum(r, 0)
         return r, m, v, tree.divide(wealth, tree.sqrt(v) + self.eps)
 
-    def eval_point(self, state: MechanicState[Tree], params: Tree) -> Tree:
+    def eval_point(self, state: MechanicState, params: Tree) -> Tree:
         return self.base_optimizer.eval_point(state.base_optimizer_state, params)
 
-    def metrics(self, state: MechanicState[Tree]) -> dict[str, Scalar]:
-        """`mechanize/step_size`: $S_t$, which multiplies the updates of the base
-        optimizer; `mechanize/reward`: the sum of $r_t$, exactly 0 as long as nothing
-        has moved; and those of the base optimizer, prefixed by `base` where it is one
-        of these too."""
+    def metrics(self, state: MechanicState) -> dict[str, Scalar]:
+        """`mechanize/step_size`: the factor $S_t$ of the base optimizer's updates.
+        `mechanize/reward`: the sum of $r_t$, exactly 0 until the parameters move. The
+        metrics of the base optimizer are included; a name that occurs twice gets the
+        prefix `base`."""
         own = {
             "mechanize/step_size": jnp.sum(state.s),
             "mechanize/reward": jnp.sum(state.r),
@@ -258,42 +293,10 @@ class Mechanize(AbstractTransform[MechanicState[Tree]]):
 
 
 def _bounded(h: Scalar) -> Scalar:
-    """`h` where its square can be summed up, and the like."""
-    # Where products overflow both ways, that they are large is all that is known: the
-    # loss is taken for granted, which makes the scale small.
+    """`h`, bounded so that sums of its squares are finite."""
+    # A NaN means that products overflowed to both infinities, so only their size is
+    # known. Assume a loss, because it makes the scale small.
     return tree.saturate(jnp.where(jnp.isnan(h), -jnp.inf, h))
 
 
-def mechanize(
-    base_optimizer: Transform,
-    weight_decay: RealLike = 1e-2,
-    eps: RealLike = 1e-8,
-    s_init: RealLike = 1e-6,
-    num_betas: int = 6,
-    *,
-    store_delta: bool = False,
-) -> Mechanize:
-    """Learns the learning rate of `base_optimizer`, which is to have one of 1:
-    [`contrib_wrappers.Mechanize`][].
-
-    !!! example
-
-        ```python
-        >>> import jax, jax.numpy as jnp
-        >>> from contrib_algos import adam
-        >>> from contrib_wrappers import mechanize
-        >>> f = lambda x: jnp.sum(x**2)
-        >>> opt = mechanize(adam(1.0))
-        >>> x = jnp.array([1.0, 2.0, 3.0])
-        >>> state, step = opt.init(x), jax.jit(opt.update)
-        >>> for _ in range(200):
-        ...     updates, state = step(jax.grad(f)(x), state, x)
-        ...     x = x + updates
-        >>> bool(f(x) < 1e-2)
-        True
-
-        ```
-    """
-    return Mechanize(
-        base_optimizer, weight_decay, eps, s_init, num_betas, store_delta=store_delta
-    )
+mechanize = Mechanize

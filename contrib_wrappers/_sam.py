@@ -1,6 +1,7 @@
 """Sharpness-aware minimisation: descent at the worst point nearby."""
 
-from typing import Any
+from dataclasses import KW_ONLY
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,56 +11,51 @@ from contrib_core import (
     AbstractState,
     AbstractTransform,
     as_transform,
-    check_nonnegative,
-    check_whole,
-    Count,
     Extra,
-    increment,
-    ISOMETRIES,
     merge_metrics,
     name_of,
-    P,
-    RealLike,
-    Scalar,
-    Transform,
-    Tree,
     tree,
-    zero_count,
 )
+from contrib_core.claims import claim, ISOMETRIES, Laws, Needs, Terms
+from contrib_core.ranges import Natural, NonNegative, static
+from contrib_core.schedule import increment, zero_count
+from contrib_core.typing import Count, P, Scalar, Tree
 
 
-class SAMState(AbstractState[P]):
+class SAMState(AbstractState):
     """State of [`contrib_wrappers.SAM`][]."""
 
-    steps_since_sync: Count  # adversarial steps since the last outer one
+    steps_since_sync: Count  # adversarial steps since the last outer step
     opt_state: Any
     adv_state: Any
-    cache: P | None  # x_k; None where it is the parameters themselves
+    cache: P | None  # x_k; `None` if the parameters are always x_k
 
 
-class SAM(AbstractTransform[SAMState[Tree]]):
-    r"""Sharpness-aware minimisation: an optimizer, given the gradients at a point that
-    an adversary has moved away to.
+class SAM(AbstractTransform[SAMState]):
+    r"""Sharpness-aware minimisation: runs an optimizer with the gradients at a nearby
+    point that an adversary chooses.
 
-    From the parameters $x_k$, with $a$ the adversary's updates, and $u$ those of the
-    optimizer, which is shown $x_k$, and gradients at $y_{p-1}$:
+    Let $a$ be the adversary's updates, and $u$ those of the optimizer, which gets the
+    parameters $x_k$ and the gradients at $y_{p-1}$:
 
     $$y_0 = x_k, \quad y_{i+1} = y_i - a(\nabla f(y_i)), \quad
       x_{k+1} = x_k + u(\nabla f(y_{p-1}))$$
 
-    So the adversary is written as one that descends, like any optimizer; and it is the
-    paper's with $p = 2$ and `chain(normalize(), sgd(rho))`:
+    The minus sign turns the adversary, an ordinary optimizer that would descend, into
+    one that ascends. The paper's method has $p = 2$ and the adversary
+    `chain(normalize(), sgd(rho))`:
 
     $$y_1 = x_k + \rho \frac{\nabla f(x_k)}{\|\nabla f(x_k)\|}$$
 
-    In *transparent* mode each call of `update` is one of these $p$ steps, and between
-    two outer steps the parameters are $y_i$; `eval_params` are $x_k$ at all times. In
-    *opaque* mode each call is all $p$, for which it asks `grad_fn` for gradients. Only
-    the optimizer that is due is run. Period 1 is the optimizer alone. What averages
-    goes inside, as `sam(schedule_free(...), ...)`, so that it averages $x_k$.
+    In *transparent* mode, each call of `update` takes one of these $p$ steps. Between
+    outer steps, the parameters are $y_i$; `eval_params` always returns $x_k$. In
+    *opaque* mode, each call takes all $p$ steps, and calls `grad_fn` for the gradients
+    in between. Only the optimizer whose turn it is runs. With period 1, the optimizer
+    runs alone. Averaging wrappers belong inside, as in `sam(schedule_free(...), ...)`,
+    so that they average $x_k$.
 
-    Invariances are those that both optimizers have. The adaptive adversary knows the
-    axes, and where the origin is.
+    The invariances are those that both optimizers share. The adaptive adversary depends
+    on the axes and on the origin.
 
     ??? cite "Reference"
 
@@ -69,233 +65,46 @@ class SAM(AbstractTransform[SAMState[Tree]]):
 
     **Arguments:**
 
-    - `optimizer`: a transform, ours or optax's. Its learning rate schedule counts outer
+    - `optimizer`: a transform, ours or optax's. Its learning-rate schedule counts outer
         steps.
-    - `adv_optimizer`: a transform, ours or optax's, that would descend, and is made to
-        ascend.
-    - `sync_period`: $p \ge 1$, how many steps make an outer one.
-    - `reset_state`: whether the adversary starts anew after each outer step.
-    - `opaque_mode`: whether adversarial steps are taken inside of `update`, by
-        `grad_fn(params, i)` for $i$ from 0 to $p - 2$. The gradients that `update` is
-        given are those of the first one.
+    - `adv_optimizer`: a transform, ours or optax's, written as if to descend. SAM
+        negates its updates.
+    - `sync_period`: $p \ge 1$, the number of gradients per outer step.
+    - `reset_state`: whether the adversary restarts after each outer step.
+    - `opaque_mode`: whether `update` takes the adversarial steps itself, with gradients
+        from `grad_fn(params, i)` for $i$ from 0 to $p - 2$. The gradients that are
+        passed to `update` are those at $y_0$.
     - `batch_axis_name`: in opaque mode, the axis of `jax.vmap` or `jax.shard_map` over
         which the gradients of `grad_fn` are averaged.
-    - `adaptive`: whether the adversary is given $T \nabla f(y)$, and moves by $T$ times
-        its updates, with $T = |y| + \eta$ entrywise: for parameters whose scale does
-        not matter, as before a normalisation.
-    - `eta`: $\eta \ge 0$, in units of the parameters; 0.01 is the authors'.
+    - `adaptive`: whether the adversary gets $T \nabla f(y)$ and moves by $T$ times its
+        updates, with $T = |y| + \eta$ entrywise. Use it for parameters whose scale does
+        not matter, such as weights before a normalisation layer.
+    - `eta`: $\eta \ge 0$, in units of the parameters; the authors use 0.01.
 
-    **Raises:** `ValueError` for a `sync_period` below 1, for a negative `eta`, for an
-    adversary that recovers points of its own from the parameters, because it is moved
-    against its updates; and in opaque mode for optimizers that need `value`, which
-    belongs to parameters that they are not given the gradients of.
+    **Raises:** `ValueError`
+
+    - for a `sync_period` below 1 or a negative `eta`;
+    - for a `batch_axis_name` in transparent mode;
+    - for an adversary that recovers its own points from the parameters, because SAM
+        negates its updates;
+    - in opaque mode, for optimizers that need `value`, because the value at $x_k$ does
+        not belong to the gradients at $y_i$.
 
     **Differences from optax.contrib:**
 
-    - Period 1 is the optimizer. In optax it moves away from a start that is never
-        updated, and diverges.
-    - Where nothing is chosen, nothing leaks: optax mixes both optimizers' updates by
-        multiplication, so that one infinity makes NaN of the other.
-    - States may hold flags and typed random keys; `value` and other extras reach the
-        optimizer that is due; the adversary is reset to a start at the new parameters.
-    - `adaptive` is not in optax.
+    - With period 1, the optimizer runs alone. In optax, it moves away from a start that
+        is never updated, and diverges.
+    - The optimizer that does not run cannot affect the result. optax mixes the updates
+        of both by multiplication with 0 and 1, so an infinity in one becomes NaN.
+    - States may hold flags and typed random keys. `value` and other extras reach the
+        optimizer that runs. The adversary restarts at the new parameters.
+    - `adaptive` does not exist in optax.
 
     !!! info
 
-        The loss at the parameters that `update` was given is passed on as it is: to the
-        optimizer, at an outer step, that at $y_{p-1}$. It belongs to the gradients, as
-        those of the worst loss nearby, so that Polyak steps are consistent.
-    """
-
-    optimizer: AbstractTransform = eqx.field(converter=as_transform)
-    adv_optimizer: AbstractTransform = eqx.field(converter=as_transform)
-    sync_period: int = eqx.field(default=2, static=True)
-    reset_state: bool = eqx.field(default=True, static=True)
-    opaque_mode: bool = eqx.field(default=False, static=True)
-    batch_axis_name: str | None = eqx.field(default=None, static=True)
-    adaptive: bool = eqx.field(default=False, kw_only=True, static=True)
-    eta: RealLike = eqx.field(default=0.01, kw_only=True)
-
-    def __post_init__(self):
-        check_whole(self, "sync_period")
-        check_nonnegative(self, "eta")
-        # Fields are not converted yet.
-        optimizer = as_transform(self.optimizer)
-        adversary = as_transform(self.adv_optimizer)
-        if "iterates" in adversary.needs:
-            raise ValueError(
-                f"SAM: the adversary {name_of(adversary)} recovers points of its own "
-                "from the parameters. They would be wrong, because these are moved "
-                "against its updates. Take one that does not, as "
-                "`chain(normalize(), sgd(rho))`; as `optimizer` it is right."
-            )
-        if self.batch_axis_name is not None and not self.opaque_mode:
-            raise ValueError(
-                f"SAM: batch_axis_name={self.batch_axis_name!r} is the axis over which "
-                "the gradients of `grad_fn` are averaged, so it is for opaque mode: "
-                "say opaque_mode=True, or average the gradients for `update` yourself, "
-                "by `jax.lax.pmean`."
-            )
-        if self._hides_steps and "value" in optimizer.needs | adversary.needs:
-            raise ValueError(
-                "SAM: in opaque mode the `value` is that at the parameters, and not at "
-                "the points in between, where the optimizers are given gradients. With "
-                "one that needs `value`, say opaque_mode=False."
-            )
-
-    @property
-    def _hides_steps(self) -> bool:
-        return self.opaque_mode and self.sync_period > 1
-
-    @property
-    def _shows_steps(self) -> bool:
-        return not self.opaque_mode and self.sync_period > 1
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What both optimizers need, and the parameters: in transparent mode to stay
-        where it has put them, in opaque mode a `grad_fn`."""
-        if self.sync_period == 1:
-            return self.optimizer.needs
-        own = {"params", "grad_fn" if self.opaque_mode else "iterates"}
-        return self.optimizer.needs | self.adv_optimizer.needs | own
-
-    @property
-    def laws(self) -> frozenset[str]:
-        """The symmetries of both optimizers, and how the estimates of the outer one
-        behave; in period 1 it is that."""
-        if self.sync_period == 1:
-            return self.optimizer.laws | {"neutral"}
-        symmetries = ISOMETRIES | {"gradient_scale", "units"}
-        if self.adaptive:
-            symmetries = frozenset({"permutation", "partition", "gradient_scale"})
-        both = self.optimizer.laws & self.adv_optimizer.laws & symmetries
-        estimates = {"monotone", "bounded_growth", "initial_guess"}
-        return both | self.optimizer.laws & estimates
-
-    def start(self, params: Tree) -> SAMState[Tree]:
-        return SAMState(
-            steps_since_sync=zero_count(),
-            opt_state=self.optimizer.start(params),
-            adv_state=self.adv_optimizer.start(params),
-            cache=params if self._shows_steps else None,
-        )
-
-    def step(
-        self, grads: Tree, state: SAMState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, SAMState[Tree]]:
-        if self._shows_steps:
-            return self._shown(grads, state, params, extra)
-        if self._hides_steps:
-            return self._hidden(grads, state, params, extra)
-        updates, opt_state = self.optimizer.step(grads, state.opt_state, params, extra)
-        return updates, SAMState(
-            state.steps_since_sync, opt_state, state.adv_state, state.cache
-        )
-
-    def _shown(
-        self, grads: Tree, state: SAMState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, SAMState[Tree]]:
-        """One step of the optimizer that is due."""
-        is_first = state.steps_since_sync == 0
-        is_outer = state.steps_since_sync == self.sync_period - 1
-        # Not a select, which would write all of it in every step.
-        cache = lax.cond(
-            is_first, lambda: tree.cast_like(params, state.cache), lambda: state.cache
-        )
-
-        def outer(opt_state: Any, adv_state: Any) -> tuple[Tree, Any, Any]:
-            # The value is that at `params`, as the gradients are, and not at the cache:
-            # both are those of the worst loss near the cache.
-            u, opt_state = self.optimizer.step(grads, opt_state, cache, extra)
-            return tree.widen(u), opt_state, self._reset(adv_state, cache, u)
-
-        def adversarial(opt_state: Any, adv_state: Any) -> tuple[Tree, Any, Any]:
-            ascent, adv_state = self._ascend(grads, adv_state, params, extra)
-            return tree.widen(ascent), opt_state, adv_state
-
-        u, opt_state, adv_state = lax.cond(
-            is_outer, outer, adversarial, state.opt_state, state.adv_state
-        )
-        updates = tree.map(
-            lambda x, x_k, u: jnp.where(is_outer, (x_k - x) + u, u), params, cache, u
-        )
-        next_step = increment(state.steps_since_sync)
-        return updates, SAMState(
-            steps_since_sync=jnp.where(is_outer, zero_count(), next_step),
-            opt_state=opt_state,
-            adv_state=adv_state,
-            cache=cache,
-        )
-
-    def _hidden(
-        self, grads: Tree, state: SAMState[Tree], params: Tree, extra: Extra
-    ) -> tuple[Tree, SAMState[Tree]]:
-        """All steps of a period."""
-        extra = extra.without("value")  # Which belongs to `params`.
-        point, adv_state = params, state.adv_state
-        for i in range(self.sync_period - 1):
-            ascent, adv_state = self._ascend(grads, adv_state, point, extra)
-            point = tree.add(point, ascent)
-            grads = extra.grad_fn(point, i)
-            if self.batch_axis_name is not None:
-                grads = lax.pmean(grads, self.batch_axis_name)
-        updates, opt_state = self.optimizer.step(grads, state.opt_state, params, extra)
-        adv_state = self._reset(adv_state, params, updates)
-        return updates, SAMState(
-            state.steps_since_sync, opt_state, adv_state, state.cache
-        )
-
-    def _ascend(
-        self, grads: Tree, adv_state: Any, params: Tree, extra: Extra
-    ) -> tuple[Tree, Any]:
-        """The adversary's step, away from where it would descend to."""
-        if self.adaptive:
-            grads = self._times_size(grads, params)
-        u, adv_state = self.adv_optimizer.step(grads, adv_state, params, extra)
-        if self.adaptive:
-            u = self._times_size(u, params)
-        return tree.scale(-1, u), adv_state
-
-    def _times_size(self, x: Tree, params: Tree) -> Tree:
-        """`T x` of the adaptive adversary, with a bound, since both may be large."""
-        product = tree.map(
-            lambda x, p, eta: (jnp.abs(p) + eta) * x, tree.widen(x), params, self.eta
-        )
-        return tree.saturate(product)
-
-    def _reset(self, adv_state: Any, params: Tree, updates: Tree) -> Any:
-        """The adversary's state after an outer step from `params`."""
-        if not self.reset_state:
-            return adv_state
-        return self.adv_optimizer.start(tree.add(params, updates))
-
-    def eval_point(self, state: SAMState[Tree], params: Tree) -> Tree:
-        """That of the optimizer, whose parameters are the cache between outer steps."""
-        if self._shows_steps:
-            params = tree.where(state.steps_since_sync == 0, params, state.cache)
-        return self.optimizer.eval_point(state.opt_state, params)
-
-    def metrics(self, state: SAMState[Tree]) -> dict[str, Scalar]:
-        """Those of both optimizers; the adversary's are prefixed by `adv` where the
-        other has them too."""
-        outer = self.optimizer.metrics(state.opt_state)
-        adversary = self.adv_optimizer.metrics(state.adv_state)
-        return merge_metrics(outer, adversary, "adv")
-
-
-def sam(
-    optimizer: Transform,
-    adv_optimizer: Transform,
-    sync_period: int = 2,
-    reset_state: bool = True,
-    opaque_mode: bool = False,
-    batch_axis_name: str | None = None,
-    *,
-    adaptive: bool = False,
-    eta: RealLike = 0.01,
-) -> SAM:
-    """Sharpness-aware minimisation: [`contrib_wrappers.SAM`][].
+        In transparent mode, `value` is passed on unchanged. At an outer step, the
+        optimizer thus gets the loss at $y_{p-1}$, where its gradients were taken too.
+        Both belong to the worst loss nearby, so Polyak steps are consistent.
 
     !!! example
 
@@ -332,13 +141,197 @@ def sam(
 
         ```
     """
-    return SAM(
-        optimizer,
-        adv_optimizer,
-        sync_period,
-        reset_state,
-        opaque_mode,
-        batch_axis_name,
-        adaptive=adaptive,
-        eta=eta,
-    )
+
+    terms: ClassVar[Terms] = {
+        "period_one": {"period": "sync_period"},
+        "radius_zero": {"adversary": "adv_optimizer", "opaque": "opaque_mode"},
+        "opaque": {"adversary": "adv_optimizer", "opaque": "opaque_mode"},
+    }
+
+    optimizer: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    adv_optimizer: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    sync_period: Natural = static(2)
+    reset_state: bool = static(True)
+    opaque_mode: bool = static(False)
+    batch_axis_name: str | None = static(None)
+    _: KW_ONLY
+    adaptive: bool = static(False)
+    eta: NonNegative = 0.01
+
+    def __check_init__(self):
+        if self.adv_optimizer.owns_iterates:
+            raise ValueError(
+                f"SAM: the adversary {name_of(self.adv_optimizer)} recovers points of "
+                "its own from the parameters. They would be wrong, because SAM moves "
+                "the parameters against its updates. Pass an adversary such as "
+                "`chain(normalize(), sgd(rho))`. As the `optimizer`, it is allowed."
+            )
+        if self.batch_axis_name is not None and not self.opaque_mode:
+            raise ValueError(
+                f"SAM: batch_axis_name={self.batch_axis_name!r} is the axis over which "
+                "the gradients of `grad_fn` are averaged, so it requires opaque mode. "
+                "Pass opaque_mode=True, or average the gradients for `update` yourself "
+                "with `jax.lax.pmean`."
+            )
+        needs = self.optimizer.needs | self.adv_optimizer.needs
+        if self._hides_steps and "value" in needs:
+            raise ValueError(
+                "SAM: in opaque mode the `value` is the loss at the parameters, but "
+                "the gradients are taken at other points. For an optimizer that needs "
+                "`value`, pass opaque_mode=False."
+            )
+
+    @property
+    def _hides_steps(self) -> bool:
+        return self.opaque_mode and self.sync_period != 1
+
+    @property
+    def _shows_steps(self) -> bool:
+        return not self.opaque_mode and self.sync_period != 1
+
+    @property
+    def needs(self) -> Needs:
+        """Everything that both optimizers need, plus the parameters and, in opaque
+        mode, `grad_fn`.
+
+        With period 1, everything that the optimizer needs.
+        """
+        if self.sync_period == 1:
+            return self.optimizer.needs
+        own: Needs = frozenset({"params"})
+        if self.opaque_mode:
+            own = frozenset({"params", "grad_fn"})
+        return self.optimizer.needs | self.adv_optimizer.needs | own
+
+    @property
+    def owns_iterates(self) -> bool:
+        """True in transparent mode, where the adversary moves the parameters. Otherwise
+        whether the optimizer owns its iterates."""
+        return self.optimizer.owns_iterates or self._shows_steps
+
+    @property
+    def laws(self) -> Laws:
+        """The symmetries that both optimizers share, plus the laws about estimates of
+        `optimizer`. With period 1, every law of `optimizer`, plus `neutral`."""
+        if self.sync_period == 1:
+            return self.optimizer.laws | claim("neutral")
+        symmetries = ISOMETRIES | claim("gradient_scale", "units")
+        if self.adaptive:
+            symmetries = claim("permutation", "partition", "gradient_scale")
+        both = self.optimizer.laws & self.adv_optimizer.laws & symmetries
+        estimates = {"monotone", "bounded_growth", "initial_guess"}
+        return both | self.optimizer.laws & estimates
+
+    def start(self, params: Tree) -> SAMState:
+        return SAMState(
+            steps_since_sync=zero_count(),
+            opt_state=self.optimizer.start(params),
+            adv_state=self.adv_optimizer.start(params),
+            cache=params if self._shows_steps else None,
+        )
+
+    def step(
+        self, grads: Tree, state: SAMState, params: Tree, extra: Extra
+    ) -> tuple[Tree, SAMState]:
+        if self._shows_steps:
+            return self._shown(grads, state, params, extra)
+        if self._hides_steps:
+            return self._hidden(grads, state, params, extra)
+        updates, opt_state = self.optimizer.step(grads, state.opt_state, params, extra)
+        return updates, SAMState(
+            state.steps_since_sync, opt_state, state.adv_state, state.cache
+        )
+
+    def _shown(
+        self, grads: Tree, state: SAMState, params: Tree, extra: Extra
+    ) -> tuple[Tree, SAMState]:
+        """Transparent mode: one step of the optimizer whose turn it is."""
+        is_first = state.steps_since_sync == 0
+        is_outer = state.steps_since_sync == self.sync_period - 1
+        # A select would write the whole cache in every step; `cond` does not.
+        cache = lax.cond(
+            is_first, lambda: tree.cast_like(params, state.cache), lambda: state.cache
+        )
+
+        def outer(opt_state: Any, adv_state: Any) -> tuple[Tree, Any, Any]:
+            # Value and gradients both belong to `params`, the worst point near the
+            # cache.
+            u, opt_state = self.optimizer.step(grads, opt_state, cache, extra)
+            return tree.widen(u), opt_state, self._reset(adv_state, cache, u)
+
+        def adversarial(opt_state: Any, adv_state: Any) -> tuple[Tree, Any, Any]:
+            ascent, adv_state = self._ascend(grads, adv_state, params, extra)
+            return tree.widen(ascent), opt_state, adv_state
+
+        u, opt_state, adv_state = lax.cond(
+            is_outer, outer, adversarial, state.opt_state, state.adv_state
+        )
+        updates = tree.map(
+            lambda x, x_k, u: jnp.where(is_outer, (x_k - x) + u, u), params, cache, u
+        )
+        next_step = increment(state.steps_since_sync)
+        return updates, SAMState(
+            steps_since_sync=jnp.where(is_outer, zero_count(), next_step),
+            opt_state=opt_state,
+            adv_state=adv_state,
+            cache=cache,
+        )
+
+    def _hidden(
+        self, grads: Tree, state: SAMState, params: Tree, extra: Extra
+    ) -> tuple[Tree, SAMState]:
+        """Opaque mode: all steps of a period."""
+        extra = extra.without("value")  # The value belongs to `params` only.
+        point, adv_state = params, state.adv_state
+        for i in range(self.sync_period - 1):
+            ascent, adv_state = self._ascend(grads, adv_state, point, extra)
+            point = tree.add(point, ascent)
+            grads = extra.grad_fn(point, i)
+            if self.batch_axis_name is not None:
+                grads = lax.pmean(grads, self.batch_axis_name)
+        updates, opt_state = self.optimizer.step(grads, state.opt_state, params, extra)
+        adv_state = self._reset(adv_state, params, updates)
+        return updates, SAMState(
+            state.steps_since_sync, opt_state, adv_state, state.cache
+        )
+
+    def _ascend(
+        self, grads: Tree, adv_state: Any, params: Tree, extra: Extra
+    ) -> tuple[Tree, Any]:
+        """The adversary's step, negated."""
+        if self.adaptive:
+            grads = self._times_size(grads, params)
+        u, adv_state = self.adv_optimizer.step(grads, adv_state, params, extra)
+        if self.adaptive:
+            u = self._times_size(u, params)
+        return tree.scale(-1, u), adv_state
+
+    def _times_size(self, x: Tree, params: Tree) -> Tree:
+        """`T x` of the adaptive adversary, bounded, because both may be large."""
+        product = tree.map(
+            lambda x, p, eta: (jnp.abs(p) + eta) * x, tree.widen(x), params, self.eta
+        )
+        return tree.saturate(product)
+
+    def _reset(self, adv_state: Any, params: Tree, updates: Tree) -> Any:
+        """The adversary's state after an outer step from `params`."""
+        if not self.reset_state:
+            return adv_state
+        return self.adv_optimizer.start(tree.add(params, updates))
+
+    def eval_point(self, state: SAMState, params: Tree) -> Tree:
+        """The evaluation point of the optimizer at $x_k$, which the cache holds between
+        outer steps."""
+        if self._shows_steps:
+            params = tree.where(state.steps_since_sync == 0, params, state.cache)
+        return self.optimizer.eval_point(state.opt_state, params)
+
+    def metrics(self, state: SAMState) -> dict[str, Scalar]:
+        """The metrics of both optimizers. A name that occurs twice gets the prefix
+        `adv` for the adversary."""
+        outer = self.optimizer.metrics(state.opt_state)
+        adversary = self.adv_optimizer.metrics(state.adv_state)
+        return merge_metrics(outer, adversary, "adv")
+
+
+sam = SAM

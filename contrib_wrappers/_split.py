@@ -1,5 +1,6 @@
-"""Complex parameters as pairs of reals."""
+"""Splits complex parameters into pairs of reals."""
 
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
@@ -13,21 +14,21 @@ from contrib_core import (
     AbstractInnerState,
     AbstractTransform,
     as_transform,
-    P,
-    Transform,
-    Tree,
 )
+from contrib_core.claims import Laws
+from contrib_core.ranges import static
+from contrib_core.typing import Tree
 
 
 class RealAndImaginary(eqx.Module):
-    """What an inner transform sees of a complex leaf. A class of its own, so that pairs
-    among the user's parameters are not mistaken for it."""
+    """The two parts of a complex leaf, as the inner transform gets them. They have
+    their own class, so that pairs in the user's tree are not mistaken for them."""
 
     real: Float[Array, "*shape"]
     imaginary: Float[Array, "*shape"]
 
 
-class SplitRealAndImaginaryState(AbstractInnerState[P]):
+class SplitRealAndImaginaryState(AbstractInnerState):
     """State of [`contrib_wrappers.SplitRealAndImaginary`][]."""
 
     inner_state: Any
@@ -36,31 +37,49 @@ class SplitRealAndImaginaryState(AbstractInnerState[P]):
 class SplitRealAndImaginary(AbstractCoordinateChange):
     r"""Runs `inner` on the real and imaginary parts of complex leaves.
 
-    $\mathbb{C}^n$ as $\mathbb{R}^{2n}$: bit for bit what `inner` does to the pairs, and
-    the identity on real trees.
+    It identifies $\mathbb{C}^n$ with $\mathbb{R}^{2n}$. The result is bitwise that of
+    `inner` on the pairs. On real trees, this wrapper changes nothing.
 
     **Arguments:**
 
     - `inner`: a transform, ours or optax's.
-    - `conjugate`: whether gradients come straight from `jax.grad`, which returns the
-        conjugate of the direction of ascent for a real function of complex parameters.
+    - `conjugate`: whether to conjugate the gradients. Pass true for gradients straight
+        from `jax.grad`: for a real function of complex parameters, it returns the
+        conjugate of the direction of ascent.
 
-    **Differences from optax.contrib:** parts are joined by `lax.complex`, where
-    `1j * inf` is NaN in the real part; extras reach `inner`, and `grad_fn` is
-    translated.
+    **Differences from optax.contrib:**
+
+    - `lax.complex` joins the parts. In optax, `1j * inf` makes the real part NaN.
+    - Extras reach `inner`, and `grad_fn` is translated to pairs.
+
+    !!! example
+
+        ```python
+        >>> import jax, jax.numpy as jnp
+        >>> from contrib_algos import sgd
+        >>> from contrib_wrappers import split_real_and_imaginary
+        >>> f = lambda z: jnp.sum(jnp.abs(z) ** 2)
+        >>> opt = split_real_and_imaginary(sgd(0.25), conjugate=True)
+        >>> z = jnp.array([1 + 2j])
+        >>> updates, state = opt.update(jax.grad(f)(z), opt.init(z), z)
+        >>> print(z + updates)
+        [0.5+1.j]
+
+        ```
     """
 
-    inner: AbstractTransform = eqx.field(converter=as_transform)
-    conjugate: bool = eqx.field(default=False, static=True)
+    inner: AbstractTransform[Any] = eqx.field(converter=as_transform)
+    _: KW_ONLY
+    conjugate: bool = static(False)
 
     @property
-    def laws(self) -> frozenset[str]:
-        """Those of `inner`, neutrality, and complex numbers as pairs."""
-        own = {"neutral"} if self.conjugate else {"neutral", "complex"}
-        return self.inner.laws - {"complex"} | own
+    def laws(self) -> Laws:
+        """Every law of `inner`, plus `neutral`: on real trees it changes nothing.
 
-    def settled(self, params: Tree) -> "SplitRealAndImaginary":
-        return self
+        It also claims `complex`, unless it conjugates the gradients first.
+        """
+        own: Laws = frozenset({"neutral"} if self.conjugate else {"neutral", "complex"})
+        return self.inner.laws - {"complex"} | own
 
     def encode(self, params: Tree) -> Tree:
         return jax.tree.map(_split, params)
@@ -71,7 +90,7 @@ class SplitRealAndImaginary(AbstractCoordinateChange):
     def decode(self, inner: Tree, like: Tree) -> Tree:
         return jax.tree.map(_join, like, inner)
 
-    def wrap(self, inner_state: Any) -> SplitRealAndImaginaryState[Tree]:
+    def wrap(self, inner_state: Any) -> SplitRealAndImaginaryState:
         return SplitRealAndImaginaryState(inner_state)
 
 
@@ -83,9 +102,4 @@ def _join(like: Array, x: Any) -> Array:
     return lax.complex(x.real, x.imaginary) if jnp.iscomplexobj(like) else x
 
 
-def split_real_and_imaginary(
-    inner: Transform, *, conjugate: bool = False
-) -> SplitRealAndImaginary:
-    """Optimises complex leaves as pairs of reals:
-    [`contrib_wrappers.SplitRealAndImaginary`][]."""
-    return SplitRealAndImaginary(inner, conjugate)
+split_real_and_imaginary = SplitRealAndImaginary

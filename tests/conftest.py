@@ -1,11 +1,11 @@
-"""What tests run under: types checked at run time, strict promotion, 8 devices."""
+"""Settings of all tests: run-time type checks, strict promotion, 8 devices."""
 
 import collections
 import contextlib
 import os
 
 
-# Before JAX starts: eight devices on the CPU, for sharding.
+# JAX reads this when it starts: eight devices on the CPU, for sharding.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
@@ -18,23 +18,24 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from support.memory import Watch
 
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-PACKAGES = ["contrib_core", "contrib_algos", "contrib_wrappers"]
+PACKAGES = ["contrib_core", "contrib_algos", "contrib_wrappers", "contrib_laws"]
 _hook = jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
 
-# jaxtyping makes a function for each tree, and inspects its signature for each leaf,
-# which is half of the time that tracing takes. Whether something is of a class can be
-# asked directly. Where jaxtyping works in another way, it keeps that.
+# jaxtyping makes a function for each tree, and inspects its signature for each leaf.
+# This takes half of the time of tracing. `isinstance` is enough for leaves of one
+# class. Versions of jaxtyping without this module stay as they are.
 with contextlib.suppress(ImportError):
     import jaxtyping._typeguard as leaf_checker
 
     _typechecked = leaf_checker.typechecked
 
-    def _asking(accepts_leaf: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _with_isinstance(accepts_leaf: Callable[[Any], None]) -> Callable[[Any], None]:
         kind = accepts_leaf.__annotations__.get("x")
         if not isinstance(kind, type):
             return _typechecked(accepts_leaf)
@@ -45,7 +46,7 @@ with contextlib.suppress(ImportError):
 
         return accepts
 
-    leaf_checker.typechecked = _asking
+    leaf_checker.typechecked = _with_isinstance
 
 hypothesis.settings.register_profile("dev", max_examples=20, deadline=None)
 hypothesis.settings.register_profile(
@@ -53,11 +54,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+WATCH = Watch()
 
-@pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
+
+@pytest.hookimpl(tryfirst=True)  # Before `-m` selects tests.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `one_in(n)` leaves out is thorough. With an `n` prime to the numbers of its
-    parameters' values, the sample has each of these with others of the rest."""
+    """Marks the cases outside of the sample of `one_in(n)` as thorough.
+
+    If `n` is prime to the number of values of each parameter, the sample combines each
+    value of a parameter with different values of the others.
+    """
     counts: collections.Counter[str] = collections.Counter()
     for item in items:
         if marker := item.get_closest_marker("one_in"):
@@ -69,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def unchecked():
-    """What users have, who do not check types."""
+    """The packages as users have them, without run-time type checks."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -77,6 +83,13 @@ def unchecked():
 
 @pytest.fixture
 def x64():
-    """64-bit types, for tests in double precision."""
+    """Double precision is enabled."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Bounds the memory of a process, which compiled programs would fill."""
+    is_last = nextitem is None or nextitem.path != item.path
+    WATCH.release_if_grown(is_last_of_file=is_last)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks atlas`: which transform obeys which law, of ours and optax."""
+"""`python -m benchmarks atlas`: which transform of ours and optax obeys which law."""
 
 import argparse
 from collections.abc import Iterable
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    """Checks every law of every transform and reports; returns the exit code."""
-    # Only now, because it needs the extra.
-    from contrib_core.laws import LAWS, provide_devices
+    """Checks every law for every transform and reports; returns the exit code."""
+    # Imported late, because it needs an extra.
+    from contrib_laws import LAWS, provide_devices
 
     from .run import run
     from .subjects import SUBJECTS
@@ -27,8 +27,8 @@ def _parser(subjects: Iterable[str], laws: Iterable[str]) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks atlas",
         description="Check every rule and wrapper, ours and those of optax.contrib, "
-        "against every law: a table, a picture, and counterexamples. All of it takes "
-        "about half an hour on two cores.",
+        "against every law, for a table, a picture, and counterexamples. The whole "
+        "atlas takes about half an hour on two cores.",
     )
     for option, names in {"--subjects": subjects, "--laws": laws}.items():
         parser.add_argument(
@@ -36,31 +36,31 @@ def _parser(subjects: Iterable[str], laws: Iterable[str]) -> argparse.ArgumentPa
             nargs="+",
             default=["all"],
             metavar="NAME",
-            help=f"of {', '.join(names)}; default all",
+            help=f"some of {', '.join(names)}; default all",
         )
     parser.add_argument(
         "--examples",
         type=_positive,
         default=20,
-        help="cases that are drawn for a law; default %(default)s",
+        help="how many cases to draw for each law; default %(default)s",
     )
     parser.add_argument(
         "--seeds",
         type=_positive,
         default=1,
-        help="how many times all is drawn anew; what differs between them is listed; "
+        help="how many times to draw all cases anew; differences are listed; "
         "default %(default)s",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("results"),
-        help="folder to write atlas.png and atlas.json in; default %(default)s",
+        help="folder for atlas.png and atlas.json; default %(default)s",
     )
     parser.add_argument(
         "--write-docs",
         action="store_true",
-        help="write the table and the picture into docs/laws.md too",
+        help="also write the table and the picture into docs/laws.md",
     )
     return parser
 

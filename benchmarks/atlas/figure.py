@@ -9,37 +9,23 @@ from matplotlib.patches import FancyBboxPatch
 from .measure import Atlas, Status
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart too; and no two signs have
-# one shape.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; signs also differ
+# in shape.
 GREEN, RED, ORANGE = "#009E73", "#D55E00", "#E69F00"
 INK, GREY, FAINT = "#222222", "#8A8A8A", "#F4F4F4"
 
 WIDTH = 1600  # Pixels.
-CELL = 26  # Its height; all lengths of the picture are in cells.
+CELL = 26  # The height of a cell in pixels; other lengths are in cells.
 LABELS, HEADER, MARGIN, GAP = 10.5, 6.4, 0.6, 0.7
 TITLE, LEGEND, GROUP = 3.2, 2.2, 1.5
 
-# What the laws of the contract are about, whose names do not say it.
-ABOUT = {
-    "C1": "C1  types",
-    "C2": "C2  constant state",
-    "C3": "C3  jit, scan, vmap",
-    "C4": "C4  purity",
-    "C5": "C5  finiteness",
-    "C6": "C6  extras",
-    "C7": "C7  checkpoints",
-    "C8": "C8  sharding",
-    "C9": "C9  16 bits",
-    "C10": "C10  composition",
-}
-
 
 def draw(atlas: Atlas, path: Path) -> None:
-    """Writes a PNG, 1600 pixels wide."""
+    """Writes the picture as a PNG, 1600 pixels wide."""
     width = WIDTH / CELL
     rows = len(atlas.rows) + sum(GROUP + GAP for _ in atlas.groups())
     height = TITLE + HEADER + rows + LEGEND + MARGIN
-    # Not through pyplot: that needs no display, and leaves no state behind.
+    # Without pyplot it needs no display and leaves no state behind.
     figure = Figure(figsize=(16, 16 * height / width), dpi=WIDTH / 16)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -101,7 +87,7 @@ def _write_header(
             axes.text(
                 start + step / 2,
                 bottom + 0.1,
-                ABOUT.get(law.name, law.name.replace("_", " ")),
+                law.name.replace("_", " "),
                 fontsize=13,
                 color=INK,
                 rotation=50,
@@ -148,7 +134,7 @@ def _draw_rows(
 def _draw_cell(
     axes: Axes, status: Status, left: float, top: float, width: float
 ) -> None:
-    """Only what holds is filled, so that it is seen first."""
+    """Fills the cells of laws that hold, so that they stand out."""
     x, y = left + width / 2, top + 0.5
     filled = {Status.HOLDS: GREEN, Status.UNSTEADY: ORANGE}.get(status, FAINT)
     box = FancyBboxPatch(
@@ -169,7 +155,7 @@ def _draw_cell(
 
 
 def _write_legend(axes: Axes, atlas: Atlas, y: float) -> None:
-    """What is there, from left to right; what does not apply is blank."""
+    """The statuses that occur, from left to right; blank cells need no sign."""
     there = {cell.status for row in atlas.rows for cell in row.cells.values()}
     x = LABELS
     for status in Status:

@@ -1,4 +1,4 @@
-"""What the atlas holds: a cell for every law of every transform; and filling them."""
+"""The cells of the atlas, one for every law and transform, and how to fill them."""
 
 import enum
 import time
@@ -6,30 +6,30 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from contrib_core.laws import Law, Outcome, Subject, Verdict
+from contrib_laws import Law, Outcome, Subject, Verdict
 
 from .subjects import Entry
 
 
 class Status(enum.Enum):
-    """What a cell says, over all seeds."""
+    """The verdict of a cell over all seeds."""
 
     HOLDS = "holds"
     BREACH = "fails: a defect"
-    FAILS = "fails, and was not declared: no defect"
+    FAILS = "fails, but is not declared: no defect"
     NONE = "does not apply"
     UNSTEADY = "differs between seeds"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of checking a law of a transform.
+    """The outcomes of checking a law for a transform.
 
     **Arguments:**
 
-    - `law`: which.
-    - `promised`: whether it is of the contract, or the transform declares it.
-    - `outcomes`: what came of it, for each seed.
+    - `law`: the law.
+    - `promised`: whether it belongs to the contract or the transform declares it.
+    - `outcomes`: the outcome for each seed.
     """
 
     law: Law
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def status(self) -> Status:
-        """It holds only if it holds for all seeds."""
+        """The status over all seeds: a law holds if it holds for all."""
         verdicts = {outcome.verdict for outcome in self.outcomes}
         if len(verdicts) > 1:
             return Status.UNSTEADY
@@ -48,14 +48,14 @@ class Cell:
 
     @property
     def told(self) -> Outcome:
-        """The outcome that says most: the first failure if there is one."""
+        """The most telling outcome: the first failure if there is one."""
         failures = [x for x in self.outcomes if x.verdict is Verdict.FAILS]
         return [*failures, *self.outcomes][0]
 
 
 @dataclass
 class Row:
-    """A transform and its cells by law; `error` is why it could not be checked."""
+    """A transform and its cells by law. `error` tells why it could not be checked."""
 
     name: str
     entry: Entry
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Atlas:
-    """All rows, and how they were made."""
+    """All rows, and the settings that they were made with."""
 
     laws: tuple[Law, ...]
     examples: int
@@ -76,7 +76,7 @@ class Atlas:
 
     @property
     def title(self) -> str:
-        """What this is, in a line."""
+        """A title in one line."""
         return (
             f"{_count(len(self.rows), 'transform')}, {_count(len(self.laws), 'law')}, "
             f"{_count(self.examples, 'case')} drawn for each, "
@@ -104,7 +104,7 @@ def _count(n: int, noun: str) -> str:
 
 
 def fill(row: Row, laws: Iterable[Law], examples: int, seeds: int) -> None:
-    """Checks all laws of the transform of a row, for seeds from 0."""
+    """Checks all laws for the transform of a row, with seeds from 0."""
     began = time.perf_counter()
     try:
         subject = row.entry.subject()
@@ -121,7 +121,7 @@ def fill(row: Row, laws: Iterable[Law], examples: int, seeds: int) -> None:
 
 
 def _check(law: Law, subject: Subject, examples: int, seed: int) -> Outcome:
-    # Optax casts complex numbers to real ones, of which NumPy warns at every step.
+    # Optax casts complex numbers to real ones, and NumPy warns at every step.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return law.check(subject, examples=examples, seed=seed)

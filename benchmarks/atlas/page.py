@@ -1,11 +1,11 @@
-"""The atlas in docs/laws.md: tables, and what breaks the contract in optax."""
+"""The atlas in docs/laws.md: tables, and breaches of the contract in optax."""
 
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from contrib_core.laws import Law
+from contrib_laws import Law
 
 from .figure import draw
 from .measure import Atlas, Cell, Row, Status
@@ -24,10 +24,10 @@ MARKS = {
 
 
 def write(atlas: Atlas, docs: Path = DOCS) -> Path:
-    """Puts the statement of each law below its heading, the atlas between its markers,
-    and its picture beside the page; returns the page.
+    """Writes the statement of each law below its heading, the atlas between its markers
+    and the picture beside the page; returns the path of the page.
 
-    **Raises:** `ValueError` if the page has no place for one of them.
+    **Raises:** `ValueError` if the page lacks a place for one of them.
     """
     path = docs / "laws.md"
     page = path.read_text()
@@ -42,7 +42,7 @@ def write(atlas: Atlas, docs: Path = DOCS) -> Path:
 
 
 def statement(law: Law) -> str:
-    """The heading of a law, and below it what it says."""
+    """The heading of a law, followed by its statement."""
     names = ", ".join(f"`{name}`" for name in law.hooks)
     hooks = f" *Hooks:* {names}." if names else ""
     return (
@@ -54,12 +54,12 @@ def statement(law: Law) -> str:
 def _replaced(page: str, place: str, text: str, what: str) -> str:
     page, count = re.subn(f"(?sm){place}", lambda _: text, page)
     if count != 1:
-        raise ValueError(f"{what}: {count} places to write it to, not one.")
+        raise ValueError(f"{what}: {count} places for it, not one.")
     return page
 
 
 def _lines(atlas: Atlas) -> Iterator[str]:
-    """What is written, with an empty line at both ends."""
+    """The lines between the markers, with an empty line at both ends."""
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     yield ""
     yield f"{atlas.title}. With {found}."
@@ -69,14 +69,14 @@ def _lines(atlas: Atlas) -> Iterator[str]:
     yield from _list(remarks(atlas))
     for group, rows in atlas.groups():
         if any(_breaches(row) for row in rows):
-            yield f"### What breaks the contract in {group}"
+            yield f"### Breaches of the contract in {group}"
             yield ""
             for row in rows:
                 yield from _section(row)
 
 
 def _table(atlas: Atlas, title: str, laws: list[Law]) -> Iterator[str]:
-    """A table of the laws of a group, without rows that have nothing to say."""
+    """A table of the laws of a group, without empty rows."""
     header = [title, *(f"[{law.name}](#{law.name.lower()})" for law in laws)]
     yield _row(header)
     yield _row([":--", *(":-:" for _ in laws)])
@@ -102,7 +102,7 @@ def _breaches(row: Row) -> list[Cell]:
 
 
 def _section(row: Row) -> Iterator[str]:
-    """What a transform breaks that is promised, and how; nothing if that is nothing."""
+    """The broken promises of a transform, with counterexamples; empty if none."""
     cells = _breaches(row)
     if not cells:
         return

@@ -1,4 +1,4 @@
-"""The atlas as a table of marks, and as JSON."""
+"""The atlas as a table of marks and as JSON."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from contrib_core.laws import Law
+from contrib_laws import Law
 
 from .measure import Atlas, Cell, Row, Status
 
@@ -30,11 +30,11 @@ MARKS: dict[Status, tuple[str, str]] = {
 """The mark of each status, and its style for rich."""
 
 NOT_CHECKED = "!"
-"""The mark of a transform that raises."""
+"""The mark of a transform that raises an error."""
 
 
 def table(atlas: Atlas) -> Group:
-    """A row for each transform, and a column for each law, with its name downwards."""
+    """A row for each transform and a column for each law, with its name downwards."""
     grid = Table(box=None, padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     height = max(len(law.name) for law in atlas.laws)
@@ -53,7 +53,7 @@ def table(atlas: Atlas) -> Group:
 
 
 def _legend(atlas: Atlas) -> Text:
-    """The marks there are, and what they mean."""
+    """The marks that occur, with their meaning."""
     there = {cell.status for row in atlas.rows for cell in row.cells.values()}
     parts = [
         Text.assemble((mark, style), f" {status.value}   ")
@@ -73,7 +73,7 @@ def _marks(atlas: Atlas, row: Row) -> Iterator[Text]:
 
 
 def remarks(atlas: Atlas) -> list[str]:
-    """What a mark cannot say: what could not be checked, and what is not steady."""
+    """Remarks on transforms that could not be checked, and on unsteady cells."""
     lines = [f"{row.name}: {row.error}" for row in atlas.rows if row.error]
     for row, cell in atlas.unsteady():
         verdicts = ", ".join(outcome.verdict.value for outcome in cell.outcomes)
@@ -83,12 +83,12 @@ def remarks(atlas: Atlas) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Those of all that the atlas may depend on."""
+    """The versions of the packages that the atlas may depend on."""
     return {name: version(name) for name in PACKAGES}
 
 
 def write_json(atlas: Atlas, seconds: float, path: Path) -> None:
-    """All that was found, and with what."""
+    """Writes all outcomes, with the settings and versions."""
     content = {
         "command": "atlas",
         "device": jax.devices()[0].device_kind,

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from contrib_core.laws import LAWS
+from contrib_laws import LAWS
 
 from . import page
 from .figure import draw
@@ -16,7 +16,7 @@ from .report import remarks, table, write_json
 from .subjects import SUBJECTS
 
 
-INTERRUPTED = 130  # What shells say of a command that Ctrl-C ended.
+INTERRUPTED = 130  # The status that shells give a command after Ctrl-C.
 
 _TOLD = {
     "hold": Status.HOLDS,
@@ -34,7 +34,7 @@ def run(
     write_docs: bool,
 ) -> int:
     """Makes the atlas and writes it into `out`; returns the exit code."""
-    out.mkdir(parents=True, exist_ok=True)  # If that fails, then before the checks.
+    out.mkdir(parents=True, exist_ok=True)  # A failure must come before the checks.
     began = time.perf_counter()
     atlas = Atlas(tuple(LAWS[name] for name in laws), examples, seeds)
     try:
@@ -56,14 +56,14 @@ def run(
 
 
 def _fill_all(atlas: Atlas, subjects: list[str]) -> None:
-    """Appends rows one by one, so that an interrupt leaves those there are."""
+    """Appends rows one by one, so that an interrupt leaves the finished ones."""
     for i, name in enumerate(subjects, 1):
         tell(f"[{i:{len(str(len(subjects)))}}/{len(subjects)}] {name} ...", end=" ")
         row = Row(name, SUBJECTS[name])
         fill(row, atlas.laws, atlas.examples, atlas.seeds)
         atlas.rows.append(row)
         tell(_summary(row))
-        jax.clear_caches()  # Of no use to the next one, and there are many.
+        jax.clear_caches()  # The next transform has no use for them.
 
 
 def _summary(row: Row) -> str:
@@ -76,12 +76,12 @@ def _summary(row: Row) -> str:
 
 
 def tell(text: str, end: str = "\n") -> None:
-    """Says on stderr what is going on."""
+    """Tells the progress on stderr."""
     print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _print(atlas: Atlas) -> None:
-    """The table, and what its marks cannot say."""
-    # A file has no width, for which rich would take 80.
+    """Prints the table and the remarks."""
+    # A file has no width, and rich would assume 80.
     Console(width=None if sys.stdout.isatty() else 120).print(table(atlas))
     print("", *remarks(atlas), sep="\n")

@@ -1,7 +1,7 @@
-"""What the atlas is of: one line a transform."""
+"""The transforms of the atlas, one line each."""
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +11,8 @@ from optax import contrib
 import contrib_algos
 import contrib_core
 import contrib_wrappers
-from contrib_core import AbstractTransform
-from contrib_core.laws import Subject
+from contrib_core import AbstractTransform, Terms
+from contrib_laws import Subject
 from contrib_wrappers import (
     master_weights,
     schedule_free,
@@ -21,12 +21,12 @@ from contrib_wrappers import (
 
 
 def _schedule_free(inner: AbstractTransform) -> AbstractTransform:
-    """Around what recovers points of its own from parameters, at those that it has
-    moved itself."""
-    return schedule_free(inner, 0.1, base_at="z" if "iterates" in inner.needs else "y")
+    """Schedule-free, at z around a transform that recovers points of its own from the
+    parameters, because only its own updates move z."""
+    return schedule_free(inner, 0.1, base_at="z" if inner.owns_iterates else "y")
 
 
-# What everything must compose with.
+# Every transform must compose with these wrappers.
 _WRAPPERS = {
     "schedule_free": _schedule_free,
     "split_real_and_imaginary": split_real_and_imaginary,
@@ -40,21 +40,24 @@ class Entry:
 
     **Arguments:**
 
-    - `group`: whose it is.
-    - `modules`: where the names in the expression are from; the first one that has a
-        name counts.
-    - `expression`: a transform, or a recipe, of which the laws of wrappers can make
-        what they need. Kept as text, because counterexamples begin with it.
+    - `group`: its distribution.
+    - `modules`: the modules that the names in the expression are taken from, the first
+        module first.
+    - `expression`: a transform, or a recipe, which laws of wrappers call themselves. It
+        is text, because counterexamples begin with it.
+    - `guess`, `terms`: as for `contrib_laws.Subject`; ours declare them.
     """
 
     group: str
     modules: tuple[ModuleType, ...]
     expression: str
+    guess: str | None = None
+    terms: Terms = field(default_factory=dict)
 
     def subject(self) -> Subject:
-        """What is checked.
+        """The transform as a subject.
 
-        **Raises:** whatever making the transform raises.
+        **Raises:** any exception of the expression.
         """
         nodes = ast.walk(ast.parse(self.expression))
         names = [node.id for node in nodes if isinstance(node, ast.Name)]
@@ -63,13 +66,15 @@ class Entry:
             self.expression, {name: getattr(m, name) for name, m in found.items()}
         )
         imports = [f"from {m.__name__} import {name}" for name, m in found.items()]
-        is_recipe = self.expression in found  # Which Subject knows how to call.
+        is_recipe = self.expression in found  # `Subject` writes its call.
         code = "\n".join([*imports, f"transform = {self.expression}"])
         return Subject(
             transform,
             name=self.expression,
             code="" if is_recipe else code,
             wrappers=_WRAPPERS,
+            guess=self.guess,
+            terms=self.terms,
         )
 
 
@@ -81,8 +86,17 @@ def _ours(expression: str) -> Entry:
     return Entry(OURS, (contrib_algos, contrib_wrappers, contrib_core), expression)
 
 
-def _peer(expression: str) -> Entry:
-    return Entry(PEER, (contrib, optax), expression)
+def _peer(expression: str, guess: str | None = None, **terms: Any) -> Entry:
+    return Entry(PEER, (contrib, optax), expression, guess, terms)
+
+
+def _estimating(expression: str, guess: str | None = None, **distance: str) -> Entry:
+    """A rule of optax with an estimate of the distance, in a field of its state."""
+    return _peer(expression, guess, monotone=distance, bounded_growth=distance)
+
+
+_AVERAGE = {"z": "z", "weight": "weight_sum", "beta": "b1"}
+_MODES = {"adversary": "adv_optimizer", "opaque": "opaque_mode"}
 
 
 SUBJECTS: dict[str, Entry] = {
@@ -97,7 +111,7 @@ SUBJECTS: dict[str, Entry] = {
     "dog": _ours("dog()"),
     "dog_eps_0": _ours("dog(eps=0.0)"),
     "dog_init": _ours("dog(init_learning_rate=1e-3)"),
-    "dog_layer_wise": _ours("dog(layer_wise=True)"),
+    "dog_layer_wise": _ours("layerwise(dog())"),
     "dowg": _ours("dowg()"),
     "prodigy": _ours("prodigy()"),
     "prodigy_eps_0": _ours("prodigy(eps=0.0)"),
@@ -114,21 +128,30 @@ SUBJECTS: dict[str, Entry] = {
     "schedule_free": _ours("schedule_free"),
     "schedule_free_sgd": _ours("schedule_free_sgd()"),
     "schedule_free_adamw": _ours("schedule_free_adamw()"),
+    "bucketed": _ours("bucketed"),
     "average": _ours("average"),
     "mechanize": _ours("mechanize"),
     "sam": _ours("sam"),
     "optax.cocob": _peer("cocob"),
-    "optax.dadapt_adamw": _peer("dadapt_adamw"),
-    "optax.dog": _peer("dog"),
-    "optax.dowg": _peer("dowg"),
-    "optax.mechanize": _peer("mechanize"),
+    "optax.dadapt_adamw": _estimating("dadapt_adamw", "estim_lr0", distance="estim_lr"),
+    "optax.dog": _estimating("dog", distance="max_dist"),
+    "optax.dowg": _estimating(
+        "dowg", "init_estim_sq_dist", squared_distance="estim_sq_dist"
+    ),
+    "optax.mechanize": _peer(
+        "mechanize",
+        "s_init",
+        scaled_sum={"start": "x0", "scale": "s", "epsilon": "eps"},
+    ),
     "optax.momo": _peer("momo"),
     "optax.momo_adam": _peer("momo_adam"),
-    "optax.prodigy": _peer("prodigy"),
-    "optax.sam": _peer("sam"),
+    "optax.prodigy": _estimating("prodigy", "estim_lr0", distance="estim_lr"),
+    "optax.sam": _peer(
+        "sam", period_one={"period": "sync_period"}, radius_zero=_MODES, opaque=_MODES
+    ),
     "optax.sam_normalized": _peer("sam(sgd(0.1), chain(normalize(), sgd(0.05)))"),
-    "optax.schedule_free": _peer("schedule_free"),
-    "optax.schedule_free_sgd": _peer("schedule_free_sgd"),
-    "optax.schedule_free_adamw": _peer("schedule_free_adamw"),
+    "optax.schedule_free": _peer("schedule_free", average=_AVERAGE),
+    "optax.schedule_free_sgd": _peer("schedule_free_sgd", average=_AVERAGE),
+    "optax.schedule_free_adamw": _peer("schedule_free_adamw", average=_AVERAGE),
     "optax.split_real_and_imaginary": _peer("split_real_and_imaginary"),
 }

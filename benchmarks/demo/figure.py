@@ -1,4 +1,4 @@
-"""The picture of the demo: three panels, with names beside the lines."""
+"""The picture of the demo: three panels with names beside the lines."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,18 +14,18 @@ from .report import verdict
 from .train import Result
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-GREY = "#555555"  # Of what was tuned.
-DASHED = (0, (5, 1))  # Of untuned methods, once there are more than colours.
-WINDOW = 20  # Steps that losses are averaged over, for lines without noise.
-LINE_HEIGHT = 0.075  # Of a label, as a share of the panel.
+GREY = "#555555"  # Tuned methods.
+DASHED = (0, (5, 1))  # Untuned methods beyond the number of colours.
+WINDOW = 20  # Steps to average losses over, which removes their noise.
+LINE_HEIGHT = 0.075  # The height of a label as a share of the panel.
 ACCURACIES = (0, 50, 80, 90, 95, 98, 99, 99.5)
 
 
 def draw(results: list[Result], path: Path) -> None:
     """Writes a PNG of 1600 x 560 pixels."""
-    # Not through pyplot: that needs no display, and leaves no state behind.
+    # Without pyplot, no display is needed and no state is left behind.
     layout = ConstrainedLayoutEngine(h_pad=0.15, w_pad=0.1)
     figure = Figure(figsize=(16, 5.6), dpi=100, layout=layout)
     panels = {
@@ -59,7 +59,7 @@ Labels: TypeAlias = list[tuple[float, str]]
 
 
 def _style(i: int | None) -> Style:
-    """Of the line of the untuned method `i`, or of a tuned one."""
+    """The style for the line of the untuned method `i`, or of a tuned one."""
     if i is None:
         return {"color": GREY, "linewidth": 2.5}
     turn, i = divmod(i, len(COLOURS))
@@ -70,7 +70,7 @@ def _style(i: int | None) -> Style:
     }
 
 
-# Each draws the line of a result, and returns its label with the height that it is for.
+# Each function draws the line of a result and returns its label and its height there.
 
 
 def _draw_loss(axes: Axes, result: Result, style: Style) -> Labels:
@@ -99,7 +99,7 @@ def _draw_step_size(
 
 
 def _draw_accuracy(axes: Axes, result: Result, style: Style) -> Labels:
-    # Errors on a logarithmic scale, so that 98 and 99 % are as far apart as 80 and 90.
+    # Errors have a logarithmic scale: 98 and 99 % are as far apart as 80 and 90 %.
     axes.set_yscale("function", functions=(_to_height, _from_height))
     axes.yaxis.set_major_locator(ticker.FixedLocator(ACCURACIES))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -128,11 +128,11 @@ def _at_best_rate(result: Result) -> str:
 
 
 def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Writes names to the right of the axes, each tied to the height of its line."""
+    """Writes names to the right of the axes, each tied to the end of its line."""
     to_axes = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     heights = [to_axes.transform((right, y))[1] for y, *_ in labels]
-    # A line that ends in NaN has left the panel, presumably by the top.
+    # A line that ends in NaN has left the panel, presumably at the top.
     heights = np.clip(np.nan_to_num(heights, nan=1), 0, 1)
     order = np.argsort(heights)
     for i, y in zip(order, _spread(heights[order]), strict=True):
@@ -151,7 +151,7 @@ def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
 
 
 def _spread(wanted: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Heights near increasing ones, but a line apart, and below 1 if they fit."""
+    """Heights near `wanted`, at least a line apart, and in the panel if they fit."""
     above = LINE_HEIGHT * np.arange(len(wanted))
     spread = np.maximum.accumulate(wanted - above) + above
     return np.minimum(spread, 1 - above[::-1])

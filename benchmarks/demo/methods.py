@@ -1,4 +1,4 @@
-"""What the demo compares: one line a method."""
+"""The methods that the demo compares, one line each."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,18 +26,20 @@ from contrib_wrappers import (
 
 
 class Method(NamedTuple):
-    """A recipe at its defaults, or for each of some learning rates."""
+    """A recipe with its defaults, or with each of some learning rates."""
 
     recipe: Callable[..., AbstractTransform]
     learning_rates: tuple[float, ...] = ()
 
     def transform(self) -> AbstractTransform:
-        """The recipe's; if there are learning rates, with all of them in its field, for
-        `eqx.filter_vmap`."""
+        """The transform of the recipe.
+
+        If there are learning rates, its field holds all of them, for `eqx.filter_vmap`.
+        """
         if not self.learning_rates:
             return self.recipe()
         rates = jnp.asarray(self.learning_rates, jnp.float32)
-        return eqx.filter_vmap(self.recipe)(rates)
+        return eqx.filter_vmap(lambda rate: self.recipe(rate))(rates)
 
 
 FOUR_DECADES = tuple(10 ** (-5 + 4 * i / 7) for i in range(8))

@@ -1,4 +1,4 @@
-"""The numbers of the demo: as a table, as a sentence, and as JSON."""
+"""The numbers of the demo: as a table, as a sentence and as JSON."""
 
 import json
 import math
@@ -18,8 +18,8 @@ def table(results: list[Result]) -> Table:
     grid = Table(
         title=f"Handwritten digits, {num_steps} steps of {BATCH_SIZE} images",
         caption=f"Mean over {num_seeds} seeds, ± the standard deviation, at the rate "
-        "with the best test accuracy. Milliseconds are for one network, of those "
-        "trained at once.",
+        "with the best test accuracy. Milliseconds are for one of the networks that "
+        "are trained at once.",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -47,8 +47,11 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def verdict(results: list[Result]) -> str | None:
-    """How the worst method with nothing tuned compares with the best learning rate of
-    adam, or of whichever was tuned; `None` unless there are both."""
+    """The accuracy of the worst untuned method beside that of the best learning rate.
+
+    The learning rate is that of the best tuned method, which is adam by default. `None`
+    unless there are tuned and untuned methods.
+    """
     tuned = [r for r in results if r.learning_rates]
     untuned = [r.accuracy for r in results if not r.learning_rates]
     if not (tuned and untuned):
@@ -63,8 +66,11 @@ def verdict(results: list[Result]) -> str | None:
 
 
 def write_json(results: list[Result], seconds: float, path: Path) -> None:
-    """All that was measured. Arrays are nested lists: learning rates, then seeds, then
-    (for losses and step sizes) steps. Numbers that are not finite become null."""
+    """Writes all measurements.
+
+    Arrays become nested lists: learning rates, then seeds, then (for losses and step
+    sizes) steps. Numbers that are not finite become null.
+    """
     num_seeds, num_steps = results[0].losses.shape[1:]
     content = {
         "steps": num_steps,
@@ -78,7 +84,7 @@ def write_json(results: list[Result], seconds: float, path: Path) -> None:
 
 
 def _plain(x: Any) -> Any:
-    """`x` as JSON knows it, floats to four digits."""
+    """`x` as types of JSON, floats with four digits."""
     if isinstance(x, dict):
         return {key: _plain(value) for key, value in x.items()}
     if isinstance(x, np.ndarray | tuple | list):

@@ -7,19 +7,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from .. import digits
+from . import digits
 from .figure import draw
 from .methods import METHODS
 from .report import table, verdict, write_json
 from .train import Result, train
 
 
-INTERRUPTED = 130  # What shells say of a command that Ctrl-C ended.
+INTERRUPTED = 130  # The exit code that shells give a command ended by Ctrl-C.
 
 
 def run(names: list[str], steps: int, seeds: int, out: Path, show: bool) -> int:
     """Runs the demo and writes into `out`; returns the exit code."""
-    out.mkdir(parents=True, exist_ok=True)  # If that fails, then before the training.
+    out.mkdir(parents=True, exist_ok=True)  # An error must come before the training.
     console = Console()
     began = time.perf_counter()
     results: list[Result] = []
@@ -50,7 +50,7 @@ def _train_all(
     progress: Progress,
     results: list[Result],
 ) -> None:
-    """Appends to `results` one by one, so that an interrupt leaves those there are."""
+    """Appends to `results` one by one, so that an interrupt keeps those that exist."""
 
     def report(task, done: int, loss: float) -> None:
         progress.update(task, completed=done, loss=f"loss {loss:.2g}")

@@ -16,16 +16,16 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from contrib_core import AbstractTransform
 
-from .. import digits
+from . import digits
 from .methods import Method
 
 
 BATCH_SIZE = 128
-CHUNK = 25  # Steps in one compiled call, so that showing the loss costs nothing.
+CHUNK = 25  # Steps in one compiled call, so that showing the loss is cheap.
 
 
 class Run(eqx.Module):
-    """A network in training; under `filter_vmap`, many."""
+    """A network in training, or many of them under `filter_vmap`."""
 
     opt: AbstractTransform
     model: digits.Network
@@ -35,8 +35,12 @@ class Run(eqx.Module):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a method. Arrays begin with axes for learning rates and seeds; the
-    former has length 1 for a method that has none to tune."""
+    """The measurements of a method.
+
+    Arrays begin with axes for learning rates and seeds. The axis of learning rates has
+    length 1 for a method without learning rates to try. `ms_per_step` is the time of
+    one network.
+    """
 
     name: str
     learning_rates: tuple[float, ...]
@@ -44,7 +48,7 @@ class Result:
     test_accuracy: Float[np.ndarray, "rates seeds"]
     losses: Float[np.ndarray, "rates seeds steps"]
     step_sizes: Float[np.ndarray, "rates seeds steps"] | None
-    ms_per_step: float  # Of one network.
+    ms_per_step: float
 
     @property
     def best(self) -> int:
@@ -70,8 +74,11 @@ def train(
     num_seeds: int,
     report: Callable[[int, float], None],
 ) -> Result:
-    """Trains with `method`; calls `report` with the number of steps done and the loss,
-    the smallest one if there are several learning rates."""
+    """Trains with `method`.
+
+    Calls `report` with the number of steps done and the loss, which is the smallest one
+    if there are several learning rates.
+    """
     runs = _start_all(method, num_seeds)
 
     @ft.cache
@@ -116,7 +123,7 @@ def _start_all(method: Method, num_seeds: int) -> Run:
 
 
 def _for_all(fn: Callable[[Run, Any], Any]) -> Any:
-    """`fn` of a run and data, compiled for runs as `_start_all` makes them."""
+    """`fn` of one run and the data, compiled for all runs of `_start_all`."""
     for _ in ("seeds", "rates"):
         fn = eqx.filter_vmap(fn, in_axes=(eqx.if_array(0), None))
     return eqx.filter_jit(fn)
@@ -134,7 +141,7 @@ def _start(opt: AbstractTransform, key: PRNGKeyArray) -> Run:
 def _advance(
     run: Run, data: digits.Split, num_steps: int
 ) -> tuple[Run, dict[str, Array]]:
-    """The run after `num_steps` more steps; the loss and the metrics at each."""
+    """The run after `num_steps` more steps, and the loss and the metrics of each."""
 
     def step(carry: Any, _: None) -> tuple[Any, dict[str, Array]]:
         model, state, key = carry
@@ -153,7 +160,7 @@ def _advance(
 def _evaluate(
     run: Run, data: tuple[digits.Split, digits.Split]
 ) -> tuple[Scalar, Scalar]:
-    """The loss on the training data, and the accuracy on the held-out ones."""
+    """The loss on the training data, and the accuracy on the held-out data."""
     model = run.opt.eval_params(run.state, run.model)
     train, test = data
     return digits.loss(model, train), digits.accuracy(model, test)

@@ -10,21 +10,22 @@ by running, from the root of the repository,
 
     PYTHONPATH=tests python tests/references/make_references.py
 
-The tests need none of them but NumPy. Every run takes 160 steps in float64;
-kept are the first 8 steps, where initialisation, count offsets and warm-up show, and
-every 16th, where accumulated differences do. Made on another processor, for which NumPy
-has other exponentials and matrix products, they differ in the last bits: by 1e-12 of
-the distance travelled, and 1e-11 where D-Adaptation amplifies them.
+Of these packages, the tests need only NumPy. Every run takes 160 steps in float64. The
+file keeps the first 8 steps, which show initialisation, count offsets and warm-up, and
+every 16th step, which shows accumulated differences. Another processor, on which NumPy
+computes other exponentials and matrix products, changes the last bits: by 1e-12 of the
+distance travelled, and by 1e-11 where D-Adaptation amplifies them.
 
-Mechanic is missing. Its authors ran the experiments of their paper in JAX, which is the
-code in optax; their PyTorch code (mechanic-pytorch 0.0.1) is another rule, which no
-option of it turns into that one. In the notation of `contrib_wrappers.Mechanize`, it
+Mechanic is missing. Its authors ran the experiments of their paper in JAX, with the
+code that is now in optax. Their PyTorch code (mechanic-pytorch 0.0.1) is another rule,
+and none of its options turns it into the rule of optax. In the notation of
+`contrib_wrappers.Mechanize`, the PyTorch code
 
-- uses h as it is, where optax clips it to the largest |h| before: the first one that is
+- does not clip h, while optax clips it to the largest |h| before: the first h that is
   not 0 becomes 1e-8;
-- forgets losses, r = max(r, 0), where optax lets r become negative;
-- starts with m = 1e-6 and adds no eps to it, where optax starts with m = 0;
-- takes x and ||x|| of its decay behind the step of the base optimiser, not before it.
+- forgets losses, r = max(r, 0), while optax lets r become negative;
+- starts with m = 1e-6 and adds no eps to it, while optax starts with m = 0;
+- takes x and ||x|| of its decay after the step of the base optimiser, not before it.
 """
 
 import contextlib
@@ -43,9 +44,9 @@ from dog import DoG, LDoG, PolynomialDecayAverager
 from dowg import ScalarDoWG
 from momo import Momo, MomoAdam
 from parameterfree import COCOB
-from problems import NUM_STEPS, Problem, PROBLEMS, ravel, SHAPES, table, unravel
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, SGDScheduleFree
+from support.problems import NUM_STEPS, Problem, PROBLEMS, ravel, SHAPES, table, unravel
 
 
 PACKAGES = (
@@ -67,8 +68,8 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
     "dog": {
         "default": {},
         "nondefault": {"learning_rate": 0.7, "reps_rel": 1e-4, "eps": 1e-2},
-        # With a learning rate of 1 only: the official code uses `init_eta` as it is,
-        # and multiplies by the learning rate from the second step on.
+        # The learning rate is 1 here, because the official code multiplies by it only
+        # from the second step on, and uses `init_eta` unscaled in the first.
         "init_learning_rate": {"init_learning_rate": 1e-3},
         "learning_rate": {"learning_rate": 1.5},
         "weight_decay": {"weight_decay": 0.02},
@@ -100,8 +101,8 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
             "estim_lr_coef": 0.5,
         },
         "weight_decay": {"weight_decay": 0.1},
-        # Not betas[0] = 0, where the official code takes another path: it multiplies
-        # the gradient by the new d instead of the old one that its moments use.
+        # betas[0] = 0 is missing, because the official code then takes another path: it
+        # multiplies the gradient by the new d, while its moments use the old one.
         "learning_rate": {"learning_rate": 0.5},
         "warmup": {"learning_rate": {"warmup": 20}},
         "cosine": {"learning_rate": {"cosine": NUM_STEPS}, "weight_decay": 0.1},
@@ -130,7 +131,7 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         "learning_rate": {"learning_rate": 0.3, "eps": 0.1},
         "cosine": {"learning_rate": {"cosine": NUM_STEPS}},
     },
-    # Without the learning rate, which the official code has not.
+    # There is no learning rate here, because the official code has none.
     "dowg": {
         "default": {},
         "nondefault": {"init_estim_sq_dist": 1e-3, "eps": 1e-2},
@@ -157,7 +158,8 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
             "lower_bound": 0.3,
             "weight_decay": 0.02,
         },
-        # The Polyak step. Not infinity, which the official code multiplies by 0.
+        # The Polyak step. Infinity would be NaN, because the official code multiplies
+        # it by 0.
         "adapt-polyak": {"adapt_lower_bound": True, "learning_rate": 1e9},
     },
     "momo_adam": {
@@ -227,7 +229,7 @@ def official(
             layer_wise = kwargs.pop("layer_wise", False)
             return (LDoG if layer_wise else DoG)(tensors, init_eta=init_eta, **kwargs)
         case "averaged_dog":
-            kwargs.pop("gamma", None)  # Which is the averager's.
+            kwargs.pop("gamma", None)  # An option of the averager.
             return DoG(tensors, **kwargs)
         case "prodigy":
             d0, d_coef = kwargs.pop("estim_lr0", 1e-6), kwargs.pop("estim_lr_coef", 1.0)
@@ -275,7 +277,7 @@ def official(
 def completed(
     rule: str, group: dict[str, Any], grad: torch.Tensor, leaf: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient for the official code, with what that leaves to its caller."""
+    """The gradient for the official code, with the parts that its caller must add."""
     match rule:
         case "cocob":
             return group["lr"] * grad
@@ -289,7 +291,7 @@ def trajectory(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Training and, for rules that average, evaluation parameters, a row a step."""
     params = {name: leaf.copy() for name, leaf in problem.params.items()}
-    # In the same memory. DoWG cannot add to tensors without axes.
+    # The tensors share the memory of `params`. DoWG cannot add to tensors without axes.
     tensors = {
         name: torch.atleast_1d(torch.from_numpy(leaf)) for name, leaf in params.items()
     }
@@ -298,7 +300,7 @@ def trajectory(
     schedule_free = isinstance(optimiser, SGDScheduleFree | AdamWScheduleFree)
     averager = None
     if rule == "averaged_dog":
-        model = torch.nn.ParameterDict(tensors)  # In the same memory, too.
+        model = torch.nn.ParameterDict(tensors)  # It shares the memory too.
         averager = PolynomialDecayAverager(model, kwargs.get("gamma", 8.0))
     if schedule_free:
         optimiser.train()
@@ -325,7 +327,7 @@ def trajectory(
             optimiser.eval()
             evaluated.append(ravel(params))
             optimiser.train()
-            # Going to and fro rounds; a run that never evaluates does not.
+            # Switching to evaluation and back rounds; a run without it does not.
             for name, leaf in unravel(train[-1]).items():
                 params[name][...] = leaf
     return np.array(train), np.array(evaluated) if evaluated else None

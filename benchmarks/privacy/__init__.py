@@ -1,0 +1,1 @@
+"""`python -m benchmarks privacy`: the figures behind `docs/privacy.md`."""

@@ -1,0 +1,1 @@
+"""The cost of one optimisation step, of our rules and of optax's."""
