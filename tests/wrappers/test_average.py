@@ -333,7 +333,7 @@ def test_transforms_after_an_average_may_not_change_its_updates(behind):
     averaging = average(sgd(0.1))
     for inner in (averaging, chain(scale(1.0), masked(averaging, True))):
         with pytest.raises(
-            ValueError, match=r"^Chain: .*Average\(Scale\).* Put it behind"
+            ValueError, match=r"^Chain: .*Average\(Scale\).* Put .* last: "
         ):
             chain(inner, scale(1.0), behind)
     for right in (Chain(behind, averaging, scale(1.0)), Chain(behind, averaging)):
