@@ -58,7 +58,7 @@ class AbstractMechanism(AbstractStage[S], Generic[S]):
 
     @property
     def needs(self) -> Needs:
-        """What `update` cannot do without: the parameters, which its input must fit."""
+        """The arguments that `update` requires: `params`, which its input must fit."""
         return PARAMS
 
     @abc.abstractmethod

